@@ -1,0 +1,27 @@
+# make demo: trains with anchor credit on the embedded policy. make test, make lint, make board: what they say.
+# Each sets up .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint board
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rhythm needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: install
+	$(BIN)/python train.py experiment=anchor
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+board: install
+	$(BIN)/tensorboard --logdir logs

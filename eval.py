@@ -1,0 +1,45 @@
+"""Evaluates a trained adapter, or the base: `python eval.py ckpt_path=<run folder, adapter folder or checkpoint>`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from rhythm import cli
+
+
+def evaluate_adapter(cfg: DictConfig) -> float:
+    """Held-out evaluation, written to eval.json. Returns pass@1."""
+    from hydra.utils import instantiate
+
+    from rhythm.evaluation.evaluate import evaluate
+    from rhythm.runs import check_same_subject, find_adapter, load_policy
+
+    adapter = find_adapter(cfg.ckpt_path)
+    check_same_subject(cfg, adapter)
+    policy = load_policy(cfg.policy, adapter).to(cfg.device)
+    task = instantiate(cfg.task, _convert_="all")
+    measured = evaluate(
+        policy,
+        task,
+        task.test_problems().to_list()[: cfg.problems],
+        samples=cfg.samples,
+        max_completion_tokens=cfg.max_completion_tokens,
+        temperature=cfg.temperature,
+        micro_batch_size=cfg.micro_batch_size,
+        seed=cfg.seed,
+    )
+    summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None, **measured.summary()}
+    output = Path(cfg.output or ((adapter.parent if adapter else Path()) / "eval.json"))
+    output.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    for tag, value in summary["metrics"].items():
+        interval = summary["intervals"].get(tag)
+        print(f"{tag:26} {value:.4f}" + (f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
+    print(f"{summary['problems']} problems, {summary['samples']} samples each; written to {output}")
+    return summary["metrics"]["eval/pass@1"]
+
+
+if __name__ == "__main__":
+    cli.main(evaluate_adapter, "eval")

@@ -1,0 +1,90 @@
+"""Checkpoints that hold: written beside the target and renamed, at the end of an iteration and on a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from rhythm.module import GRPOModule
+
+MONITOR = "eval/pass@1"
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop; its checkpoint is written. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt`, and `best.ckpt` by held-out pass@1: adapter, optimizer and counters in plain containers.
+
+    On SIGTERM or SIGINT the iteration under way is finished, `last.ckpt` written, and the run stops. A second signal
+    stops it at once.
+
+    Args:
+        folder: where the files go.
+        every: iterations between two writings of last.ckpt; the last iteration is always saved.
+    """
+
+    def __init__(self, folder: str, *, every: int = 10):
+        self.folder = Path(folder)
+        self.every = every
+        self.best: float | None = None
+        self._signum = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        # Lightning's own handlers exit with 0 and save nothing; ours replace them for the time of the training.
+        self._handlers = {signum: signal.signal(signum, self._remember) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GRPOModule, *args: Any) -> None:
+        signum = int(pl_module.over_ranks(torch.tensor(self._signum), "max"))
+        iteration = pl_module.iteration
+        evaluated = pl_module.evaluated_at == iteration
+        if evaluated and (self.best is None or pl_module.metrics[MONITOR] > self.best):
+            self.best = pl_module.metrics[MONITOR]
+            self.save(trainer, "best.ckpt")
+        if signum or iteration % self.every == 0 or iteration == pl_module.iterations:
+            self.save(trainer, "last.ckpt")
+        if signum:
+            raise Interrupted(signum)
+
+    def save(self, trainer: Trainer, name: str) -> None:
+        """Writes beside the target, syncs and renames: a kill at any moment leaves the earlier file or the new one."""
+        target = self.folder / name
+        staged = target.with_suffix(".tmp")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(staged, weights_only=False)
+        if trainer.is_global_zero:
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())
+            staged.replace(target)
+
+    def teardown(self, trainer: Trainer, pl_module: GRPOModule, stage: str) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+        print(
+            f"\n{signal.Signals(signum).name}: finishing this iteration, then saving; once more to stop at once",
+            flush=True,
+        )

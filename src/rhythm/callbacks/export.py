@@ -1,0 +1,111 @@
+"""What a finished run leaves behind: the adapter with its card, metrics.json, and a table in the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from rhythm.callbacks.evaluation import HeldOutEvaluation
+from rhythm.module import GRPOModule
+from rhythm.version import VERSION
+
+ROWS = {
+    "eval/pass@1": "pass@1",
+    "eval/pass@8": "pass@8",
+    "eval/pass@1_well_formed": "pass@1 of well-formed",
+    "eval/mean_length": "tokens a completion",
+    "eval/kl": "KL to the reference, nats a token",
+}
+
+
+class Export(Callback):
+    """Writes `adapter/` and `metrics.json` when the last iteration is done, and prints before and after.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.seconds = 0.0  # of training with evaluations, over all processes that had a part in the run
+
+    def on_train_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        self._started = perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        now = perf_counter()
+        self.seconds += now - self._started
+        self._started = now
+
+    def on_train_end(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        if not trainer.is_global_zero or pl_module.iteration < pl_module.iterations:
+            return
+        (evaluation,) = (callback for callback in trainer.callbacks if isinstance(callback, HeldOutEvaluation))
+        outcome = {
+            "iterations": pl_module.iteration,
+            "seconds": self.seconds,
+            "first": evaluation.first,
+            "last": evaluation.last,
+        }
+        pl_module.policy.save_adapter(self.folder / "adapter")
+        (self.folder / "adapter" / "README.md").write_text(card(pl_module, outcome), encoding="utf-8")
+        (self.folder / "metrics.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+        console = Console()
+        console.print(table(outcome))
+        console.print(f"{self.seconds:.0f} s, evaluations included. Everything is in {self.folder}", soft_wrap=True)
+        console.print(f"tensorboard --logdir {self.folder}", soft_wrap=True, highlight=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+def table(outcome: dict[str, Any]) -> Table:
+    """Held-out numbers before and after, with 95% intervals where there are some."""
+    first, last = outcome["first"], outcome["last"]
+    title = f"{last['problems']} held-out problems, {last['samples']} samples of each [95% interval]"
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    shown.add_column("before", justify="right")
+    shown.add_column(f"after {outcome['iterations']} iterations", justify="right")
+    for tag, name in ROWS.items():
+        if tag in last["metrics"]:
+            shown.add_row(name, *(_cell(evaluation, tag) for evaluation in (first, last)))
+    return shown
+
+
+def card(module: GRPOModule, outcome: dict[str, Any]) -> str:
+    """The adapter's model card: what it belongs to, what made it, what it scored."""
+    last = outcome["last"]
+    low, high = last["intervals"]["eval/pass@1"]
+    base, credit, task = module.policy.path, module.credit.name, type(module.task).__name__
+    before = outcome["first"]["metrics"]["eval/pass@1"]
+    return f"""---
+library_name: peft
+tags: [rhythm, grpo, lora]
+---
+
+# LoRA adapter trained with {credit} credit
+
+A PEFT adapter for the base model `{base}`, trained by rhythm {VERSION} with GRPO and {credit} credit (arXiv:2510.13554)
+on {task}: {outcome["iterations"]} iterations, seed {module.seed}.
+
+Held-out pass@1 {last["metrics"]["eval/pass@1"]:.3f} [{low:.3f}, {high:.3f}], {before:.3f} before training, over
+{last["problems"]} problems with {last["samples"]} samples each. The settings are in `config.yaml` beside this folder.
+"""
+
+
+def _cell(evaluation: dict[str, Any], tag: str) -> str:
+    value = f"{evaluation['metrics'][tag]:.3f}"
+    if tag in evaluation["intervals"]:
+        low, high = evaluation["intervals"][tag]
+        value += f" [{low:.3f}, {high:.3f}]"
+    return value

@@ -1,0 +1,63 @@
+"""The event that a callback may hook: the scoring pass, which reads every sampled token once anyway."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback
+
+from rhythm.types import Rollout
+
+if TYPE_CHECKING:
+    from rhythm.module import GRPOModule
+    from rhythm.scoring import MicroBatch
+
+
+class RolloutObserver(Callback, ABC):
+    """A callback that sees every rollout. Override what you need; all of it runs on every rank."""
+
+    provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills
+
+    @contextmanager
+    def scoring(self, module: GRPOModule, batch: MicroBatch) -> Iterator[None]:
+        """Around the forward pass of each micro-batch of the scoring pass, under no_grad."""
+        yield
+
+    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float]:
+        """After the scoring pass, with rewards, advantages and entropies in place. Returns metrics to log."""
+        return {}
+
+    def learned(self, module: GRPOModule, rollout: Rollout) -> None:
+        """After the last update and the metrics of the iteration, with every field of the rollout in place."""
+
+
+class Observers:
+    """The observers of a run, called as one."""
+
+    def __init__(self, module: GRPOModule):
+        self.module = module
+        self.observers = [callback for callback in module.trainer.callbacks if isinstance(callback, RolloutObserver)]
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset().union(*(observer.provides for observer in self.observers))
+
+    @contextmanager
+    def scoring(self, batch: MicroBatch) -> Iterator[None]:
+        with ExitStack() as stack:
+            for observer in self.observers:
+                stack.enter_context(observer.scoring(self.module, batch))
+            yield
+
+    def scored(self, rollout: Rollout) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for observer in self.observers:
+            metrics |= observer.scored(self.module, rollout)
+        return metrics
+
+    def learned(self, rollout: Rollout) -> None:
+        for observer in self.observers:
+            observer.learned(self.module, rollout)

@@ -1,0 +1,48 @@
+"""Progress: a rich bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from rhythm.module import GRPOModule
+
+SHOWN = {"reward": "reward", "eval/pass@1": "pass@1", "eval/kl": "kl", "time/iteration": "s/it"}
+
+
+class Progress(RichProgressBar):
+    """Reward, held-out pass@1, KL to the reference and seconds an iteration.
+
+    Without a terminal a line is printed every `line_every` iterations, and at each evaluation.
+    """
+
+    def __init__(self, *, line_every: int = 10):
+        super().__init__(leave=True)
+        self.line_every = line_every
+
+    @property
+    def is_terminal(self) -> bool:
+        return sys.stdout.isatty()
+
+    def on_train_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        if self.is_terminal:
+            super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GRPOModule, *args: Any) -> None:
+        if self.is_terminal:
+            super().on_train_batch_end(trainer, pl_module, *args)
+        elif trainer.is_global_zero and self._is_due(pl_module):
+            shown = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            print(f"iteration {pl_module.iteration}/{pl_module.iterations}  {shown}", flush=True)
+
+    def get_metrics(self, trainer: Trainer, pl_module: GRPOModule) -> dict[str, str]:
+        return {name: f"{pl_module.metrics[tag]:.3f}" for tag, name in SHOWN.items() if tag in pl_module.metrics}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "iteration"
+
+    def _is_due(self, module: GRPOModule) -> bool:
+        return module.iteration % self.line_every == 0 or module.evaluated_at == module.iteration

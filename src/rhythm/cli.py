@@ -1,0 +1,122 @@
+"""What the entry points share: composing, and one readable line where the user's input is at fault."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRACEBACK = "RHYTHM_TRACEBACK"
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
+
+
+def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Composes `config_name` with the command line, runs, and exits non-zero with one line where that goes wrong.
+
+    The environment variable RHYTHM_TRACEBACK=1 shows the whole trace. An interrupted run exits with 128 + signal.
+    """
+    from rhythm.callbacks.checkpoints import Interrupted
+
+    _quiet_libraries()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing and exiting
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(_passing_hydra(run))()
+    except Interrupted as stop:
+        # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
+        sys.exit(128 + stop.signum if os.environ.get("LOCAL_RANK", "0") == "0" else 0)
+    except (*USER_ERRORS, _UserError) as error:
+        error = error.__cause__ if isinstance(error, _UserError) else error
+        if os.environ.get(TRACEBACK):
+            raise error
+        print(f"error: {one_line(error, config_name)}", file=sys.stderr)
+        sys.exit(1)
+
+
+class _UserError(BaseException):
+    """Carries an error out of a job. Hydra reports every Exception of a job in lines of its own, and this is none."""
+
+
+def _passing_hydra(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    @wraps(run)
+    def job(cfg: DictConfig) -> Any:
+        try:
+            return run(cfg)
+        except USER_ERRORS as error:
+            raise _UserError from error
+
+    return job
+
+
+def _quiet_libraries() -> None:
+    """Takes out of the output what tells a user nothing: tips, loading bars, libraries about libraries."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*is_gradient_checkpointing.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        "Found .* in eval mode at the start of training.*",  # the module sets the mode of every phase itself
+        ".*your dataloader is not resumable.*",  # its sampler counts, and starts where the module was
+        "Detected call of `lr_scheduler.step.*",  # steps with nothing to learn are skipped
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def one_line(error: BaseException, config_name: str) -> str:
+    """The message of an error without its layers, on one line, with the key that was probably meant."""
+    root = error
+    while root.__cause__ is not None and isinstance(root, HydraException):
+        root = root.__cause__
+    text = str(root).partition("Config search path:")[0]
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("object_type=", "full_key:", "To append to your"))]
+    message = " ".join(lines)
+    unknown = re.search(r"Could not override '([^']+)'", str(error)) or re.search(r"full_key: (\S+)", text)
+    if unknown and "not in struct" in text:
+        meant = nearest(unknown[1], known_keys(config_name, sys.argv[1:]))
+        message = f"there is no key '{unknown[1]}'"
+        message += (
+            f"; did you mean '{meant}'?" if meant else f"; `--cfg job` shows every key, `+{unknown[1]}=` adds one"
+        )
+    return message
+
+
+def nearest(key: str, keys: list[str]) -> str | None:
+    """The key that was probably meant: the same name elsewhere in the tree, or nearly the same letters."""
+    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    return next(iter(same_name + difflib.get_close_matches(key, keys, n=1, cutoff=0.75)), None)
+
+
+def known_keys(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every dotted key of a config with the overrides' choices of groups, and nothing else of them."""
+    groups = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.rglob("*") if folder.is_dir()}
+    choices = [override for override in overrides if override.partition("=")[0] in groups]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        tree = OmegaConf.to_container(hydra.compose(config_name, choices))
+    return [key for key in flatten(tree) if not key.endswith("_")]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dictionaries, inner nodes included, to values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found[prefix + key] = value
+        if isinstance(value, dict):
+            found |= flatten(value, f"{prefix}{key}.")
+    return found

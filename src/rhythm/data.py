@@ -1,0 +1,108 @@
+"""Prompts, iteration by iteration: counted, so that a run resumes at any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from rhythm.seeding import generator
+from rhythm.tasks.base import Task
+from rhythm.types import Prompts
+
+
+class IterationSampler(Sampler[list[int]]):
+    """The rows of each iteration's prompts, from iteration `start + 1` on.
+
+    Every pass over the data is its own permutation; the prompts of iteration i follow from (seed, i) alone. Its length
+    is always `iterations`, since the trainer counts from the first iteration even when it resumes at a later one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        prompts_per_iteration: int,
+        iterations: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if prompts_per_iteration % world_size:
+            raise ValueError(
+                f"prompts_per_iteration={prompts_per_iteration} does not divide among {world_size} processes"
+            )
+        if size < prompts_per_iteration:
+            raise ValueError(f"prompts_per_iteration={prompts_per_iteration}: the task has only {size} problems")
+        self.size = size
+        self.prompts_per_iteration = prompts_per_iteration
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return self.iterations
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in range(self.start, self.iterations):
+            rows = [self.row(iteration * self.prompts_per_iteration + i) for i in range(self.prompts_per_iteration)]
+            yield rows[self.rank :: self.world_size]
+
+    def row(self, position: int) -> int:
+        """The problem at a position of the endless stream of permutations."""
+        epoch, offset = divmod(position, self.size)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.randperm(self.size, generator=generator(self.seed, "prompts", epoch)).tolist()
+        return self._order[offset]
+
+
+def collate_prompts(task: Task, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict[str, Any]]) -> Prompts:
+    """Tokenizes the prompts of some problems, padded on the left."""
+    encoded = tokenizer([task.prompt(problem) for problem in problems], return_tensors="pt", padding=True)
+    return Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), list(problems))
+
+
+class PromptData(LightningDataModule):
+    """One batch is one iteration's prompts."""
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, prompts_per_iteration: int, iterations: int, seed: int
+    ):
+        super().__init__()
+        self.task = task
+        self.tokenizer = tokenizer
+        self.prompts_per_iteration = prompts_per_iteration
+        self.iterations = iterations
+        self.seed = seed
+
+    def setup(self, stage: str) -> None:
+        self.problems = self.task.train_problems()
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = IterationSampler(
+            len(self.problems),
+            prompts_per_iteration=self.prompts_per_iteration,
+            iterations=self.iterations,
+            seed=self.seed,
+            start=self.trainer.lightning_module.iteration,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(
+            self.problems,
+            batch_sampler=sampler,
+            collate_fn=lambda problems: collate_prompts(self.task, self.tokenizer, problems),
+        )
+
+    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
+        return Prompts(batch.input_ids.to(device), batch.attention_mask.to(device), batch.problems)

@@ -1,0 +1,61 @@
+"""pass@k with its interval: pure functions, and a torchmetrics class over them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from rhythm.seeding import derive_seed
+
+
+def pass_at_k(correct: Tensor, k: int) -> Tensor:
+    """The unbiased estimate 1 − C(n−c, k) / C(n, k) of Chen et al. (arXiv:2107.03374), for each problem.
+
+    Args:
+        correct: [P, n] bool or 0/1, n samples of each problem.
+        k: 1 ≤ k ≤ n.
+    Returns:
+        [P] float64, between 0 and 1.
+    """
+    n = correct.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples of a problem, not {n}")
+    wrong = n - correct.double().sum(1, keepdim=True)
+    drawn = torch.arange(k, dtype=torch.float64, device=correct.device)
+    return 1 - ((wrong - drawn).clamp(min=0) / (n - drawn)).prod(1)
+
+
+def bootstrap_interval(
+    values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [P] by resampling problems."""
+    draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    values = values.cpu().double().numpy()
+    means = values[draw.integers(len(values), size=(resamples, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class PassAtK(Metric):
+    """pass@k over problems, each with n ≥ k samples. `interval` is over problems too."""
+
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    def update(self, correct: Tensor) -> None:
+        """correct: [P, n] bool or 0/1."""
+        self.values.append(pass_at_k(correct, self.k))
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.values).mean()
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        return bootstrap_interval(dim_zero_cat(self.values), level)

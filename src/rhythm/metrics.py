@@ -1,0 +1,32 @@
+"""What an iteration's rollout and credit amount to, under the names that users of TRL know."""
+
+from __future__ import annotations
+
+from rhythm.credit import CreditStrategy
+from rhythm.losses import masked_mean
+from rhythm.types import Rollout
+
+
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Rewards, entropy and lengths of a rollout that is scored."""
+    groups = rollout.rewards.view(-1, group_size)
+    lengths = rollout.completion_mask.sum(1).float()
+    return {
+        "reward": float(rollout.rewards.mean()),
+        "reward_std": float(groups.std(1).mean()) if group_size > 1 else 0.0,
+        "frac_reward_zero_std": float((groups == groups[:, :1]).all(1).float().mean()),
+        "entropy": float(masked_mean(rollout.signals.entropy, rollout.completion_mask)),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(rollout.truncated.float().mean()),
+    }
+
+
+def credit_metrics(rollout: Rollout, strategy: CreditStrategy) -> dict[str, float]:
+    """The mean weight γ_t, the share of tokens above 1, and the share of responses without a defined token."""
+    mask = rollout.completion_mask
+    return {
+        "credit/mean": float(masked_mean(rollout.credit, mask)),
+        "credit/amplified": float(masked_mean((rollout.credit > 1).float(), mask)),
+        "credit/uninformed": float((~strategy.informed(rollout.signals, mask)).float().mean()),
+    }

@@ -1,0 +1,253 @@
+"""GRPO with credit (arXiv:2402.03300, arXiv:2510.13554): one Lightning batch is one iteration, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from rhythm.advantages import Kind, Sign, group_advantages, shape_advantages
+from rhythm.callbacks.observer import Observers
+from rhythm.credit import CreditStrategy
+from rhythm.metrics import credit_metrics, rollout_metrics
+from rhythm.objective import Objective
+from rhythm.policy import Policy
+from rhythm.rollout import sample
+from rhythm.scoring import completion_logps, micro_batches, score
+from rhythm.seeding import derive_seed, generator
+from rhythm.stopwatch import Stopwatch
+from rhythm.tasks.base import Task
+from rhythm.types import AttentionSignals, Prompts, Rollout
+
+
+class GRPOModule(LightningModule):
+    """Group relative policy optimization of a LoRA policy, its advantages shaped token by token by a credit strategy.
+
+    Args:
+        policy: base weights, adapter and tokenizer.
+        task: the verifier.
+        credit: γ_t of each token.
+        objective: clipping, KL penalty, aggregation.
+        optimizer: makes the optimizer from the adapter's parameters.
+        scheduler: makes a schedule from the optimizer and `num_training_steps`, counted in updates; None is constant.
+        iterations: how many the whole run has; only a schedule reads it.
+        group_size: G, completions of each prompt.
+        updates_per_iteration: optimizer steps, each on its share of the iteration's completions.
+        max_completion_tokens: a completion without an end by then is truncated.
+        micro_batch_size: sequences in one forward or backward pass; bounds the memory, changes no result.
+        temperature: of sampling; log-probabilities and entropies are of logits / temperature.
+        advantage: "std", "mean" or "leave_one_out"; see `group_advantages`.
+        sign: which advantages credit scales: "both", "positive" or "negative".
+        mask_truncated: leave truncated completions out of the loss (DAPO's overlong filtering).
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the run; every draw follows from it and the iteration.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        task: Task,
+        credit: CreditStrategy,
+        objective: Objective,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        iterations: int,
+        group_size: int = 8,
+        updates_per_iteration: int = 2,
+        max_completion_tokens: int = 256,
+        micro_batch_size: int = 32,
+        temperature: float = 1.0,
+        advantage: Kind = "std",
+        sign: Sign = "both",
+        mask_truncated: bool = False,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.task = task
+        self.credit = credit
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.iterations = iterations
+        self.group_size = group_size
+        self.updates_per_iteration = updates_per_iteration
+        self.max_completion_tokens = max_completion_tokens
+        self.micro_batch_size = micro_batch_size
+        self.temperature = temperature
+        self.advantage = advantage
+        self.sign = sign
+        self.mask_truncated = mask_truncated
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.iteration = 0  # the last one finished or, inside training_step, the one under way
+        self.metrics: dict[str, float] = {}  # the latest value of each
+        self.evaluated_at: int | None = None  # the iteration of the latest held-out evaluation
+
+    # ---- the algorithm
+
+    def training_step(self, prompts: Prompts, batch_idx: int) -> None:
+        self.iteration += 1
+        clock = Stopwatch(self.device)
+        with clock("iteration"):
+            with clock("sample"):
+                rollout = self.sample(prompts)
+            with clock("reward"):
+                rollout.rewards = self.task.rewards(rollout).to(self.device)
+                rollout.advantages = group_advantages(rollout.rewards, self.group_size, self.advantage)
+            with clock("score"):  # attention is read here ...
+                rollout.old_logps, entropy = self.score(rollout, around=self.observers.scoring)
+                if self.objective.beta:
+                    with self.policy.reference():
+                        rollout.ref_logps, _ = self.score(rollout)
+            rollout.signals = AttentionSignals(entropy=entropy)
+            observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
+            seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
+            rollout.credit = self.credit(rollout.signals, rollout.completion_mask, seed=seed)
+            with clock("update"):
+                updated = self.update(rollout, shape_advantages(rollout.advantages, rollout.credit, self.sign))
+        clock.seconds["score"] -= observed.get("time/signals", 0.0)
+        described = rollout_metrics(rollout, self.group_size) | credit_metrics(rollout, self.credit)
+        self.record(described | observed | updated | clock.metrics())
+        self.observers.learned(rollout)
+
+    def sample(self, prompts: Prompts) -> Rollout:
+        self.policy.eval()
+        return sample(
+            self.policy.sampler(),
+            self.policy.tokenizer,
+            prompts,
+            group_size=self.group_size,
+            max_completion_tokens=self.max_completion_tokens,
+            temperature=self.temperature,
+            generator=generator(self.seed, "sampling", self.iteration, self.global_rank, device=self.device),
+        )
+
+    def score(self, rollout: Rollout, **around: Any) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies [N, T], under the policy or, inside its context, under the reference."""
+        self.policy.eval()
+        sizes = {"micro_batch_size": self.micro_batch_size, "temperature": self.temperature}
+        return score(self.policy.model, rollout, **sizes, **around)
+
+    def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
+        """The iteration's optimizer steps on shaped advantages [N, T]."""
+        self.policy.train()
+        mask = rollout.completion_mask
+        if self.mask_truncated:
+            mask = mask & ~rollout.truncated[:, None]
+        draw = generator(self.seed, "minibatches", self.iteration, self.global_rank)
+        order = torch.randperm(len(mask), generator=draw).to(self.device)
+        steps = [self.step(rollout, advantages, mask, rows) for rows in order.chunk(self.updates_per_iteration)]
+        self.policy.eval()
+        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+
+    def step(self, rollout: Rollout, advantages: Tensor, mask: Tensor, rows: Tensor) -> dict[str, float]:
+        """One optimizer step on some rows; none where no rank has anything to learn or the gradient is not finite."""
+        optimizer = self.optimizers()
+        weights = torch.zeros_like(advantages)
+        weights[rows] = self.objective.weights(mask[rows])
+        if self.objective.aggregation == "token_mean":  # each rank's share of all ranks' tokens
+            tokens = mask[rows].sum().float()
+            weights *= tokens / self.over_ranks(tokens, "mean").clamp(min=1)
+        learning = (mask if self.objective.beta else mask & (advantages != 0)).any(1)
+        metrics = {"learning_rate": optimizer.param_groups[0]["lr"], "updates/taken": 0.0, "updates/not_finite": 0.0}
+        if self.over_ranks(learning[rows].sum().float(), "max") > 0:
+            metrics |= self.accumulate(rollout, advantages, mask, weights, rows[learning[rows]])
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.adapter_parameters(), self.max_grad_norm)
+            metrics |= {"grad_norm": float(norm), "updates/taken": 1.0}
+            if norm.isfinite():
+                optimizer.step()
+            else:
+                metrics |= {"updates/not_finite": 1.0, "updates/taken": 0.0}
+            optimizer.zero_grad()
+        if self.scheduler is not None:
+            self.lr_schedulers().step()
+        return {"loss": 0.0, "grad_norm": 0.0, "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": 0.0} | metrics
+
+    def accumulate(
+        self, rollout: Rollout, advantages: Tensor, mask: Tensor, weights: Tensor, rows: Tensor
+    ) -> dict[str, float]:
+        """Adds the gradient of Σ weights·losses over the rows that have something to learn.
+
+        A rank where none has still takes part in the ranks' one synchronised backward pass, with a loss of zero.
+        """
+        idle = len(rows) == 0
+        batches = list(micro_batches(rollout, rows.new_zeros(1) if idle else rows, self.micro_batch_size))
+        loss, low, high = (torch.zeros((), device=self.device) for _ in range(3))
+        for batch in batches:
+            cut = (batch.rows, slice(batch.completion_mask.shape[1]))
+            arguments = (rollout.old_logps[cut], advantages[cut], mask[cut])
+            with self.synchronised(batch is batches[-1]):
+                logps = completion_logps(self.policy.model, batch, self.temperature)
+                ref_logps = rollout.ref_logps[cut] if self.objective.beta else None
+                share = (weights[cut] * self.objective.losses(logps, *arguments, ref_logps)).sum() * (not idle)
+                self.manual_backward(share)
+            below, above = self.objective.clipped(logps.detach(), *arguments)
+            loss, low, high = loss + share.detach(), low + below.sum(), high + above.sum()
+        tokens = mask.sum() / self.updates_per_iteration
+        metrics = {"loss": loss, "clip_ratio/low_mean": low / tokens, "clip_ratio/high_mean": high / tokens}
+        return {name: float(value) for name, value in metrics.items()}
+
+    # ---- what Lightning asks for
+
+    def on_fit_start(self) -> None:
+        self.observers = Observers(self)
+        missing = self.credit.requires - self.observers.provides - {"entropy"}
+        if missing:
+            names = ", ".join(f"`{name}`" for name in sorted(missing))
+            raise ValueError(
+                f"{self.credit.name} credit reads {names}, which no callback provides; add callbacks=attention"
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.policy.adapter_parameters())
+        if self.scheduler is None:
+            return optimizer
+        updates = self.iterations * self.updates_per_iteration
+        return [optimizer], [self.scheduler(optimizer=optimizer, num_training_steps=updates)]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The adapter alone: the base is named by the run's config."""
+        return self.policy.adapter_state()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
+        self.policy.load_adapter_state(dict(state_dict))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["iteration"] = self.iteration
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.iteration = checkpoint["iteration"]
+        # The trainer asks whether the epoch, which is the run, was over; a run whose `iterations` was raised goes on.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = self.iteration >= self.iterations
+
+    # ---- numbers
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Logs scalars, averaged over the ranks, at this iteration."""
+        values = self.over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device), "mean")
+        reduced = dict(zip(metrics, values.tolist(), strict=True))
+        self.metrics |= reduced
+        for logger in self.loggers:
+            logger.log_metrics(reduced, step=self.iteration)
+            logger.save()
+
+    def synchronised(self, now: bool) -> AbstractContextManager:
+        """Ranks share their gradients in the last backward pass of a step only; alone there is nothing to share."""
+        strategy = self.trainer.strategy
+        return nullcontext() if now or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def over_ranks(self, value: Tensor, operation: str) -> Tensor:
+        """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""
+        return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)

@@ -1,0 +1,184 @@
+"""Prompts to completions: sampling with one prefill a prompt, shared by its group, finished rows dropped on the way.
+
+Log-probabilities are not kept: the scoring pass computes them from the adapted model itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from rhythm.types import Prompts, Rollout
+
+DROP_BELOW = 0.8  # rows are dropped from the cache when fewer than this share of them are still being written
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    *,
+    group_size: int,
+    max_completion_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Samples `group_size` completions for each prompt from the full softmax at `temperature`; 0 is greedy.
+
+    Args:
+        prompts: [B, P], padded on the left.
+        generator: on the model's device; the completions follow from it and the weights alone.
+    Returns:
+        A rollout of N = B·G rows whose later fields are None.
+    """
+    ids = sample_ids(
+        model,
+        prompts.input_ids,
+        prompts.attention_mask.bool(),
+        group_size=group_size,
+        max_completion_tokens=max_completion_tokens,
+        temperature=temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        generator=generator,
+    )
+    ended = (ids == tokenizer.eos_token_id).cumsum(1)
+    mask = (ended - (ids == tokenizer.eos_token_id).long()) == 0  # up to and with the first EOS
+    return pack(prompts, ids, mask, truncated=ended[:, -1] == 0, group_size=group_size, tokenizer=tokenizer)
+
+
+def pack(
+    prompts: Prompts,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    truncated: Tensor,
+    group_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rollout:
+    """Moves each prompt to the left edge with its completion right behind it and padding on the right."""
+    prompt_ids = prompts.input_ids.repeat_interleave(group_size, 0)
+    prompt_mask = prompts.attention_mask.bool().repeat_interleave(group_size, 0)
+    ids, mask = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
+    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
+    mask = mask.gather(1, order)
+    return Rollout(
+        problems=[problem for problem in prompts.problems for _ in range(group_size)],
+        completions=tokenizer.batch_decode(
+            [row[keep] for row, keep in zip(completion_ids, completion_mask, strict=True)], skip_special_tokens=True
+        ),
+        input_ids=ids.gather(1, order).masked_fill(~mask, tokenizer.pad_token_id),
+        attention_mask=mask,
+        prompt_lengths=prompt_mask.sum(1),
+        completion_ids=completion_ids.masked_fill(~completion_mask, tokenizer.pad_token_id),
+        completion_mask=completion_mask,
+        truncated=truncated,
+    )
+
+
+@torch.no_grad()
+def sample_ids(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    group_size: int,
+    max_completion_tokens: int,
+    temperature: float,
+    eos_token_id: int,
+    pad_token_id: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Token ids of the completions, [N, T], T ≤ max_completion_tokens, `pad_token_id` behind each end of sequence."""
+    padded = not bool(attention_mask.all())  # unpadded prompts need no mask, which is faster
+    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    cache = make_cache(model.config)
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask if padded else None,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits = output.logits[:, -1].repeat_interleave(group_size, 0)
+    cache.batch_repeat_interleave(group_size)
+    attention_mask = attention_mask.repeat_interleave(group_size, 0)
+    position = positions[:, -1:].repeat_interleave(group_size, 0) + 1
+
+    completions = input_ids.new_full((logits.shape[0], max_completion_tokens), pad_token_id)
+    rows = torch.arange(logits.shape[0], device=input_ids.device)  # the completions that the cache's rows write
+    writing = torch.ones_like(rows, dtype=torch.bool)
+    for step in range(max_completion_tokens):
+        tokens = draw(logits, temperature, generator).masked_fill(~writing, pad_token_id)
+        completions[rows, step] = tokens
+        writing = writing & (tokens != eos_token_id)
+        count = int(writing.sum())
+        if count == 0:
+            return completions[:, : step + 1]
+        if step == max_completion_tokens - 1:
+            break
+        if count < DROP_BELOW * len(rows):
+            keep = writing.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            rows, tokens, position, attention_mask = rows[keep], tokens[keep], position[keep], attention_mask[keep]
+            writing = torch.ones_like(rows, dtype=torch.bool)
+        attention_mask = (
+            torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1) if padded else attention_mask
+        )
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=attention_mask if padded else None,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        position = position + 1
+    return completions
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that writes new keys and values in place, into room that grows by CHUNK positions at a time.
+
+    DynamicLayer copies the whole cache for every token, which costs more than the attention itself.
+    """
+
+    CHUNK = 64
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.length = 0
+        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[2]
+        if self.length > self.keys.shape[2]:
+            room = (0, 0, 0, self.length - self.keys.shape[2] + self.CHUNK)
+            self.keys, self.values = nn.functional.pad(self.keys, room), nn.functional.pad(self.values, room)
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length if self.is_initialized else 0
+
+
+def make_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache for sampling; layers with a sliding window or a form of their own keep transformers' kind."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token for each row of `logits` [n, V] from softmax(logits / temperature); the argmax at temperature 0."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, -1)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

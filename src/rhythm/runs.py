@@ -1,0 +1,173 @@
+"""Run folders: where a run writes, and what it takes to go on in one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from rhythm.cli import flatten
+from rhythm.policy import Policy
+
+CONFIG = "config.yaml"
+LAST = Path("checkpoints") / "last.ckpt"
+SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
+# What may change when a run is resumed: how long, how often, where, on what.
+FREE = ("iterations", "eval_every", "inspect_every", "checkpoint_every", "ckpt_path", "output_dir", "first_iteration")
+FREE_GROUPS = ("callbacks.", "logger.", "trainer.", "algorithm.iterations")
+
+
+def resolve_checkpoint(ckpt_path: str | None, output_dir: str | None) -> Path | None:
+    """The checkpoint file to resume from.
+
+    Raises:
+        ValueError: `last` without output_dir.
+        FileNotFoundError: there is no checkpoint where one was named.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last":
+        if output_dir is None:
+            raise ValueError("ckpt_path=last needs output_dir=<the run's folder>, to know whose last checkpoint")
+        path = Path(output_dir) / LAST
+    else:
+        path = Path(ckpt_path) / LAST if Path(ckpt_path).is_dir() else Path(ckpt_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={ckpt_path}: there is no {path}; leave ckpt_path out to start afresh")
+    return path
+
+
+def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
+    """Makes the run's folder, or opens the one that is resumed, completes the config, and returns the checkpoint.
+
+    Raises:
+        ValueError: the folder holds another run, or the resumed run was started with other settings.
+    """
+    checkpoint = resolve_checkpoint(cfg.ckpt_path, cfg.output_dir)
+    first_process = not rank_zero_only.rank
+    if checkpoint is not None:
+        folder = checkpoint.parent.parent
+        if cfg.output_dir is not None and Path(cfg.output_dir).resolve() != folder.resolve():
+            raise ValueError(
+                f"output_dir={cfg.output_dir}: {checkpoint} is resumed in its own folder; leave output_dir out"
+            )
+        cfg.output_dir = str(folder)
+        check_same_run(cfg, folder / CONFIG)
+        cfg.first_iteration = 1 + read_checkpoint(checkpoint)["iteration"]
+    elif first_process:
+        cfg.output_dir = os.environ[SHARED] = str(new_folder(cfg, experiment))
+    else:
+        cfg.output_dir = cfg.output_dir or os.environ.get(SHARED)
+        if cfg.output_dir is None:
+            raise ValueError("several processes were started at once: name output_dir=<folder>, so that they agree")
+    if first_process:
+        OmegaConf.save(cfg, Path(cfg.output_dir) / CONFIG, resolve=True)
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain containers and tensors; ValueError where the file is damaged or something else."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, LookupError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint") from error
+    if not isinstance(checkpoint, dict) or not {"iteration", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of this trainer")
+    return checkpoint
+
+
+def new_folder(cfg: DictConfig, experiment: str | None) -> Path:
+    if cfg.output_dir is not None:
+        folder = Path(cfg.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name != CONFIG for path in folder.iterdir()):  # a run that never began leaves its config alone
+            raise ValueError(
+                f"output_dir={folder} holds a run; add ckpt_path=last to resume it, or name another folder"
+            )
+        return folder
+    stem = f"logs/{experiment or 'train'}/{datetime.now():%Y%m%d-%H%M%S}-{cfg.seed}"
+    for attempt in range(100):
+        folder = Path(stem if attempt == 0 else f"{stem}-{attempt}")
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            return folder
+    raise OSError(f"no free folder at {stem}")
+
+
+def check_same_run(cfg: DictConfig, saved: Path) -> None:
+    """Refuses to resume a run under settings that it was not started with."""
+    before = flatten(OmegaConf.to_container(OmegaConf.load(saved), resolve=True))
+    now = flatten(OmegaConf.to_container(cfg, resolve=True))
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not _is_free(key)
+    )
+    if differing:
+        shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
+        raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE or key.startswith(FREE_GROUPS)
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
+
+
+def find_adapter(ckpt_path: str | None) -> Path | None:
+    """The adapter folder or checkpoint file that a run folder, an adapter folder or a checkpoint stands for.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if ckpt_path is None:
+        return None
+    path = Path(ckpt_path)
+    for candidate in (path, path / "adapter"):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    for candidate in (path, path / LAST):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"ckpt_path={ckpt_path}: no adapter, no run folder and no checkpoint is there")
+
+
+def run_folder(adapter: Path) -> Path | None:
+    """The run that an adapter folder or a checkpoint belongs to, where it still stands in it."""
+    folders = (adapter.parent, adapter.parent.parent)
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+
+
+def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
+    """Refuses to evaluate an adapter on another base or task than its run's config names; that is read as data only."""
+    folder = run_folder(adapter) if adapter is not None else None
+    if folder is None:
+        return
+    saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = flatten(OmegaConf.to_container(cfg, resolve=True))
+    keys = [
+        key for key in saved if key == "policy.path" or (key.startswith("task.") and not isinstance(saved[key], dict))
+    ]
+    differing = [key for key in keys if saved[key] != now.get(key)]
+    if differing:
+        mend = " ".join(f"{key}={saved[key]}" for key in differing[:4])
+        raise ValueError(f"{adapter} was trained under other settings than these; add {mend}")
+
+
+def load_policy(config: DictConfig, adapter: Path | None) -> Policy:
+    """The configured policy with a saved adapter: of a PEFT folder, with its rank and targets, or a checkpoint."""
+    if adapter is None or adapter.is_file():
+        policy = instantiate(config, _convert_="all")
+        if adapter is not None:
+            policy.load_adapter_state(read_checkpoint(adapter)["state_dict"])
+        return policy
+    return instantiate(config, adapter=str(adapter), _convert_="all")

@@ -1,0 +1,44 @@
+"""What a task owes the trainer: problems, prompts, and a verifier."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from rhythm.types import Rollout
+
+Problem = Mapping[str, Any]
+
+
+class Task(ABC):
+    """Problems with a verifier. A subclass holds prompt text, answer form and scoring of one task, in one file."""
+
+    @abstractmethod
+    def train_problems(self) -> Dataset:
+        """The rows that prompts are drawn from; the columns are the task's own."""
+
+    @abstractmethod
+    def test_problems(self) -> Dataset:
+        """Held-out rows, disjoint from the training rows and the same for every run."""
+
+    @abstractmethod
+    def prompt(self, problem: Problem) -> str:
+        """The text that the policy continues."""
+
+    @abstractmethod
+    def extract(self, completion: str) -> str | None:
+        """The answer that a completion ends with, as text, or None where there is none that parses."""
+
+    @abstractmethod
+    def reward(self, problem: Problem, completion: str) -> float:
+        """The score of one completion, 1.0 where the answer is right. Never raises on a completion's text."""
+
+    def rewards(self, rollout: Rollout) -> Tensor:
+        """Scores a batch: [N], float32."""
+        pairs = zip(rollout.problems, rollout.completions, strict=True)
+        return torch.tensor([self.reward(problem, completion) for problem, completion in pairs])

@@ -1,0 +1,274 @@
+"""What a user reads where the command line is at fault: one line that says what to change."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import eval as eval_script
+import train as train_script
+from rhythm import cli, runs
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "iterations=1",
+    "prompts_per_iteration=2",
+    "group_size=2",
+    "max_completion_tokens=4",
+    "callbacks.evaluation.problems=2",
+]
+
+
+def in_a_process(script, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop(cli.TRACEBACK, None)
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Calls an entry point in this process, in an empty folder; gives its exit code and what it wrote to stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in (runs.SHARED, "HYDRA_FULL_ERROR", cli.TRACEBACK):
+        monkeypatch.setenv(name, "")  # so that what the call sets is taken back
+        monkeypatch.delenv(name)
+
+    def call(script, *arguments):
+        name, run = {
+            "train.py": ("train", train_script.train),
+            "eval.py": ("eval", eval_script.evaluate_adapter),
+        }[script]
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main(run, name)
+        return stop.value.code, capsys.readouterr().err
+
+    return call
+
+
+def assert_one_line(outcome, *words):
+    code, err = outcome
+    assert code not in (0, None)
+    assert "Traceback" not in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert len(err) < 300, err
+    for word in words:
+        assert word in err, err
+
+
+def local(folder, *arguments):
+    return ["policy=local", f"policy.path={folder}", *SMALL, *arguments]
+
+
+# ---- in a process of its own: nothing but the one line reaches stderr
+
+
+def test_a_misspelt_key_names_the_key_that_was_meant():
+    assert_one_line(in_a_process("train.py", "learning_rat=1e-3"), "'learning_rat'", "did you mean 'learning_rate'?")
+
+
+def test_credit_that_reads_attention_names_the_callback_it_needs(tiny_folder, tmp_path):
+    outcome = in_a_process("train.py", *local(tiny_folder, "credit=anchor", f"output_dir={tmp_path / 'run'}"))
+    assert_one_line(outcome, "anchor credit reads `fai`", "callbacks=attention")
+
+
+# ---- the same path in this process
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["algorithm.objectve.beta=1"], ["'algorithm.objectve.beta'", "did you mean 'algorithm.objective.beta'?"]),
+        (["groupsize=4"], ["'groupsize'", "did you mean 'group_size'?"]),
+        (["temperature=0.9"], ["'temperature'", "did you mean 'algorithm.temperature'?"]),
+        (["experiment=anchor", "credit.top_fracton=0.5"], ["did you mean 'credit.top_fraction'?"]),
+        (["credit.top_fracton=0.5"], ["'credit.top_fracton'", "`+credit.top_fracton=` adds one"]),  # uniform has none
+        (["qwertz=1"], ["'qwertz'", "`+qwertz=` adds one"]),
+    ],
+)
+def test_other_misspelt_keys(here, overrides, words):
+    assert_one_line(here("train.py", *overrides), *words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("credit=ancor", ["credit/ancor", "anchor", "coupled", "entropy", "preplan", "random", "uniform"]),
+        ("experiment=ancor", ["experiment/ancor", "anchor"]),
+        ("polcy=local", ["polcy"]),
+        ("policy=local", ["policy.path"]),
+        ("credit.top_fraction", ["credit.top_fraction"]),
+    ],
+)
+def test_what_cannot_be_composed(here, override, words):
+    assert_one_line(here("train.py", override), *words)
+
+
+def test_credit_settings_that_make_no_sense(here, tiny_folder):
+    outcome = here("train.py", *local(tiny_folder, "credit=random", "credit.top_fraction=1.5"))
+    assert_one_line(outcome, "top_fraction", "1.5")
+
+
+def test_a_setting_that_a_strategy_does_not_have(here, tiny_folder):
+    assert_one_line(here("train.py", *local(tiny_folder, "credit=random", "+credit.colour=red")), "colour")
+
+
+def test_a_policy_that_is_not_there(here, tmp_path):
+    outcome = here("train.py", "policy=local", f"policy.path={tmp_path / 'nowhere'}")
+    assert_one_line(outcome, f"policy.path={tmp_path / 'nowhere'}: there is no such folder")
+    assert_one_line(here("train.py", "policy.path=embedded:huge"), "no such embedded policy")
+
+
+def test_an_adapter_that_is_not_there(here, tiny_folder, tmp_path):
+    outcome = here("train.py", *local(tiny_folder, f"policy.adapter={tmp_path / 'nowhere'}"))
+    assert_one_line(outcome, "policy.adapter=", "no adapter_config.json")
+
+
+def test_the_last_checkpoint_of_no_run(here):
+    assert_one_line(here("train.py", "ckpt_path=last"), "ckpt_path=last needs output_dir=")
+
+
+@pytest.mark.parametrize("arguments", [["ckpt_path=gone.ckpt"], ["ckpt_path=last", "output_dir=gone"], ["ckpt_path=."]])
+def test_a_checkpoint_that_is_not_there(here, tmp_path, arguments):
+    assert_one_line(here("train.py", *arguments), arguments[0], "there is no")
+    assert list(tmp_path.iterdir()) == []  # and no folder was made for it
+
+
+def test_evaluating_an_adapter_that_is_not_there(here):
+    assert_one_line(here("eval.py", "ckpt_path=gone"), "ckpt_path=gone: no adapter")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to(here, tiny_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
+    assert_one_line(
+        here("train.py", *local(tiny_folder, "output_dir=run")), "output_dir=run holds a run", "ckpt_path=last"
+    )
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 7\n"
+
+
+def test_more_prompts_than_problems(here, tiny_folder):
+    outcome = here("train.py", *local(tiny_folder, "task.train_size=3", "prompts_per_iteration=4"))
+    assert_one_line(outcome, "prompts_per_iteration=4: the task has only 3 problems")
+
+
+def test_more_problems_than_there_are(here, tiny_folder):
+    outcome = here("train.py", *local(tiny_folder, "task.count=2", "task.train_size=700"))
+    assert_one_line(outcome, "task.train_size=700: only", "task.number_range")
+
+
+def test_the_whole_trace_is_there_for_the_asking(here, monkeypatch):
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "ckpt_path=last"])
+    with pytest.raises(ValueError, match="needs output_dir"):
+        cli.main(train_script.train, "train")
+
+
+# ---- run folders
+
+
+def config(**changes):
+    values = {"seed": 0, "iterations": 5, "eval_every": 1, "ckpt_path": None, "output_dir": None, "task": {"count": 3}}
+    return OmegaConf.create({**values, "trainer": {"devices": 1}} | changes)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run that stopped after iteration 3."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.SHARED, "")
+    monkeypatch.delenv(runs.SHARED)
+    folder = tmp_path / "run"
+    assert runs.open_run(config(output_dir=str(folder)), None) is None
+    (folder / runs.LAST).parent.mkdir()
+    torch.save({"iteration": 3, "state_dict": {}}, folder / runs.LAST)
+    return folder
+
+
+def test_a_run_has_a_folder_of_its_own(run, tmp_path):
+    first, second = config(seed=4), config(seed=4)
+    runs.open_run(first, "anchor")
+    runs.open_run(second, "anchor")
+    assert first.output_dir != second.output_dir
+    for each in (first, second):
+        folder = Path(each.output_dir)
+        assert folder.parent == Path("logs/anchor")
+        assert "-4" in folder.name
+        assert OmegaConf.load(folder / "config.yaml").seed == 4
+        assert each.first_iteration == 1
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints/last.ckpt"])
+def test_a_run_is_resumed_where_it_stopped_in_its_own_folder(run, name):
+    cfg = config(ckpt_path=name)
+    assert runs.open_run(cfg, "anchor").resolve() == (run / runs.LAST).resolve()
+    assert Path(cfg.output_dir).resolve() == run
+    assert cfg.first_iteration == 4
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "list"])
+def test_a_file_that_is_no_whole_checkpoint_is_refused(run, damage):
+    path = run / runs.LAST
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello", "list": b""}[damage])
+    if damage == "list":
+        torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"last.ckpt is (damaged, or )?no checkpoint"):
+        runs.open_run(config(ckpt_path=str(run)), None)
+
+
+def test_last_is_the_last_checkpoint_of_the_folder(run):
+    assert runs.open_run(config(ckpt_path="last", output_dir=str(run)), None) == run / runs.LAST
+
+
+def test_what_may_change_when_a_run_is_resumed(run):
+    longer = config(ckpt_path=str(run), iterations=9, eval_every=3, trainer={"devices": 2})
+    assert runs.open_run(longer, None) == run / runs.LAST
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed 0 then and 1 now"),
+        ({"task": {"count": 4}}, "task.count 3 then and 4 now"),
+        ({"task": {"count": 3, "largest": 9}}, "task.largest absent then and 9 now"),
+    ],
+)
+def test_a_run_is_not_resumed_under_other_settings(run, changes, message):
+    with pytest.raises(ValueError, match=f"was started with other settings: {message}"):
+        runs.open_run(config(ckpt_path=str(run), **changes), None)
+    assert OmegaConf.load(run / "config.yaml").seed == 0
+
+
+def test_a_run_is_not_resumed_in_another_folder(run, tmp_path):
+    with pytest.raises(ValueError, match="is resumed in its own folder"):
+        runs.open_run(config(ckpt_path=str(run), output_dir=str(tmp_path / "other")), None)
+
+
+def test_an_adapter_is_found_by_its_folder_its_run_or_a_checkpoint(run):
+    assert runs.find_adapter(None) is None
+    assert runs.find_adapter(str(run)) == run / runs.LAST
+    assert runs.find_adapter(str(run / runs.LAST)) == run / runs.LAST
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    assert runs.find_adapter(str(run)) == runs.find_adapter(str(run / "adapter")) == run / "adapter"
+    assert runs.run_folder(run / "adapter") == runs.run_folder(run / runs.LAST) == run
+
+
+def test_an_adapter_is_not_evaluated_on_another_task(run):
+    runs.check_same_subject(config(seed=9), run / runs.LAST)
+    with pytest.raises(ValueError, match=r"trained under other settings than these; add task.count=3$"):
+        runs.check_same_subject(config(task={"count": 4}), run / runs.LAST)
+
+
+def test_nested_keys_are_dotted():
+    assert cli.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a": {"b": 1, "c": {}}, "a.b": 1, "a.c": {}, "d": [2]}

@@ -1,0 +1,217 @@
+"""The algorithm on a real policy and real problems: what one iteration does and does not change."""
+
+import copy
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from rhythm.callbacks.attention_signals import AttentionSignals
+from rhythm.callbacks.observer import RolloutObserver
+from rhythm.credit import AnchorCredit, UniformCredit
+from rhythm.data import PromptData
+from rhythm.module import GRPOModule
+from rhythm.objective import Objective
+from rhythm.policy import Policy
+from rhythm.scoring import score
+from rhythm.seeding import seed_adapter
+from rhythm.tasks.countdown import Countdown
+
+EMBEDDED = "embedded:tiny_countdown"
+
+
+class Watcher(RolloutObserver):
+    """Keeps the rollout and, before any update, what the adapter was."""
+
+    def scored(self, module, rollout):
+        self.before = copy.deepcopy(module.policy.adapter_state())
+        return {}
+
+    def learned(self, module, rollout):
+        self.rollout = rollout
+        self.metrics = dict(module.metrics)
+
+
+class EasyCountdown(Countdown):
+    """Rewards that differ within most groups, whatever the policy can do: the parity of the length of the text."""
+
+    def reward(self, problem, completion):
+        return float(len(completion) % 2)
+
+
+class HopelessCountdown(Countdown):
+    def reward(self, problem, completion):
+        return 0.0
+
+
+def countdown(kind=EasyCountdown):
+    return kind(
+        count=3,
+        number_range=(1, 15),
+        largest=150,
+        train_size=64,
+        template="numbers : {numbers} target : {target} .",
+        answer_pattern="my answer is ([-+*/() 0-9]+)",
+    )
+
+
+def run(*, task=None, credit=None, callbacks=(), iterations=1, lr=1.0, optimizer=torch.optim.SGD, **settings):
+    """Trains a fresh policy; with SGD, a learning rate of 1 and no clipping, the adapter moves by minus the gradient."""
+    seed_adapter(0)
+    task = task or countdown()
+    policy = Policy(EMBEDDED, rank=4, alpha=8)
+    settings = {"group_size": 4, "updates_per_iteration": 1, "max_completion_tokens": 60} | settings
+    objective = settings.pop("objective", Objective())
+    watcher = Watcher()
+    module = GRPOModule(
+        policy,
+        task,
+        credit or UniformCredit(),
+        objective,
+        lambda parameters: optimizer(parameters, lr=lr),
+        iterations=iterations,
+        max_grad_norm=settings.pop("max_grad_norm", math.inf),
+        **settings,
+    )
+    data = PromptData(task, policy.tokenizer, prompts_per_iteration=4, iterations=iterations, seed=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, watcher],
+    )
+    trainer.fit(module, data)
+    return module, watcher
+
+
+def moved(module, watcher):
+    """By how much each adapter tensor moved."""
+    return {name: tensor - watcher.before[name] for name, tensor in module.policy.adapter_state().items()}
+
+
+def assert_same(steps, expected):
+    """Equal to a ten-thousandth of the largest entry of all, which is not nothing."""
+    largest = max(float(step.abs().max()) for step in expected.values())
+    assert largest > 1e-4
+    assert steps.keys() == expected.keys()
+    for name, step in steps.items():
+        torch.testing.assert_close(step, expected[name], atol=1e-4 * largest, rtol=0)
+
+
+def test_the_first_update_starts_at_a_ratio_of_one_and_clips_nothing():
+    module, watcher = run(lr=0.0)
+    rollout = watcher.rollout
+    module.policy.train()
+    again, _ = score(module.policy.model, rollout, micro_batch_size=5, temperature=1.0)
+    ratio = (again - rollout.old_logps)[rollout.completion_mask].exp()
+    assert (ratio - 1).abs().max() <= 1e-5
+    assert watcher.metrics["clip_ratio/low_mean"] == watcher.metrics["clip_ratio/high_mean"] == 0
+    assert watcher.metrics["updates/taken"] == 1
+    # Token losses are -A at a ratio of one, and advantages sum to zero in a group.
+    assert abs(watcher.metrics["loss"]) < 1e-5
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_an_update_is_the_gradient_of_the_objective_written_down_naively(aggregation):
+    objective = Objective(aggregation=aggregation, max_tokens=60)
+    module, watcher = run(objective=objective)
+    rollout, mask = watcher.rollout, watcher.rollout.completion_mask
+    seed_adapter(0)
+    policy = Policy(EMBEDDED, rank=4, alpha=8)
+    divisor = {"sequence_mean": None, "token_mean": int(mask.sum()), "constant": mask.shape[0] * 60}[aggregation]
+    loss = 0.0
+    for i in range(len(mask)):
+        prompt, length = int(rollout.prompt_lengths[i]), int(mask[i].sum())
+        ids = rollout.input_ids[i : i + 1, : prompt + length]
+        logps = policy.model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
+        logps = logps.gather(1, ids[0, prompt:, None])[:, 0]
+        ratio = (logps - logps.detach()).exp()
+        loss = loss - (ratio * rollout.advantages[i]).sum() / (divisor or length * len(mask))
+    loss.backward()
+    gradients = {
+        name.replace(".default.", "."): p.grad for name, p in policy.model.named_parameters() if p.requires_grad
+    }
+    steps = moved(module, watcher)
+    assert_same(steps, {name: -gradient for name, gradient in gradients.items()})
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(aggregation="token_mean", beta=0.1)])
+def test_the_micro_batch_size_bounds_memory_and_changes_no_gradient(objective):
+    results = [moved(*run(objective=objective, micro_batch_size=size)) for size in (1, 5, 64)]
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+def test_an_update_moves_the_adapter_and_no_base_weight():
+    untouched = {name: p.clone() for name, p in Policy(EMBEDDED, rank=4, alpha=8).model.named_parameters()}
+    module, watcher = run(optimizer=torch.optim.AdamW, lr=1e-2, updates_per_iteration=2, iterations=2)
+    for name, parameter in module.policy.model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        if "lora_" not in name:
+            assert torch.equal(parameter, untouched[name]), name
+    assert all(step.abs().max() > 0 for step in moved(module, watcher).values())
+
+
+def test_where_every_reward_is_equal_no_step_is_taken_and_nothing_moves():
+    module, watcher = run(task=countdown(HopelessCountdown), optimizer=torch.optim.AdamW)
+    assert watcher.metrics["frac_reward_zero_std"] == 1
+    assert watcher.metrics["updates/taken"] == 0
+    assert all(step.abs().max() == 0 for step in moved(module, watcher).values())
+
+
+def test_a_kl_penalty_learns_even_where_every_reward_is_equal():
+    # From an adapter that equals its reference k3 has no slope; the second update is where it pulls.
+    _, watcher = run(task=countdown(HopelessCountdown), objective=Objective(beta=1.0), iterations=1)
+    assert watcher.metrics["updates/taken"] == 1
+    assert watcher.rollout.ref_logps is not None
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss():
+    # Nothing ends within 20 tokens, so with the mask there is nothing to learn from.
+    _, watcher = run(mask_truncated=True, max_completion_tokens=20)
+    assert watcher.rollout.truncated.all()
+    assert watcher.metrics["updates/taken"] == 0
+    assert watcher.metrics["completions/clipped_ratio"] == 1
+
+
+def test_credit_of_amplification_one_is_plain_grpo_bit_for_bit():
+    plain = moved(*run())
+    neutral = moved(*run(credit=AnchorCredit(amplification=1.0), callbacks=[AttentionSignals()]))
+    assert all(torch.equal(plain[name], neutral[name]) for name in plain)
+
+
+def test_anchor_credit_changes_the_gradient_and_leaves_the_rollout_alone():
+    plain, plain_watcher = run(max_completion_tokens=100)
+    anchored, watcher = run(credit=AnchorCredit(), callbacks=[AttentionSignals()], max_completion_tokens=100)
+    assert torch.equal(plain_watcher.rollout.completion_ids, watcher.rollout.completion_ids)
+    torch.testing.assert_close(plain_watcher.rollout.old_logps, watcher.rollout.old_logps, atol=1e-5, rtol=0)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same(moved(anchored, watcher), moved(plain, plain_watcher))
+    defined = watcher.rollout.completion_mask & ~watcher.rollout.signals.fai.isnan()
+    amplified = (watcher.rollout.credit == 1.5).sum(1)
+    assert torch.equal(amplified, (defined.sum(1) * 0.4).ceil().long())
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    class Poisoned(RolloutObserver):
+        def scored(self, module, rollout):
+            rollout.advantages[0] = math.inf
+            return {}
+
+    module, watcher = run(callbacks=[Poisoned()], optimizer=torch.optim.AdamW)
+    assert watcher.metrics["updates/not_finite"] == 1
+    assert watcher.metrics["updates/taken"] == 0
+    assert all(step.abs().max() == 0 for step in moved(module, watcher).values())
+
+
+def test_a_signal_that_nobody_provides_is_an_error_that_names_the_mend():
+    with pytest.raises(
+        ValueError, match="anchor credit reads `fai`, which no callback provides; add callbacks=attention"
+    ):
+        run(credit=AnchorCredit())

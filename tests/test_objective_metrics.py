@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+from torch import nan
+
+from rhythm.credit import AnchorCredit, UniformCredit
+from rhythm.metrics import credit_metrics, rollout_metrics
+from rhythm.objective import Objective
+from rhythm.types import AttentionSignals, Rollout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_low": -0.1}, "objective.clip_low=-0.1: must be at least 0"),
+        ({"clip_high": -1}, "objective.clip_high=-1: must be at least 0"),
+        ({"beta": -0.5}, "objective.beta=-0.5: must be at least 0"),
+        ({"dual_clip": 1.0}, "objective.dual_clip=1.0: must be above 1, or null"),
+        ({"aggregation": "mean"}, "objective.aggregation=mean: use one of sequence_mean, token_mean, constant"),
+        ({"kl_estimator": "k4"}, "objective.kl_estimator=k4: use one of k1, k2, k3"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Objective(**settings)
+
+
+def row(*values):
+    return torch.tensor([values])
+
+
+def test_settings_reach_the_losses():
+    logps, old_logps = row(math.log(1.5), math.log(0.5), math.log(5.0)), torch.zeros(1, 3)
+    advantages, mask, ref_logps = row(1.0, -1.0, -1.0), torch.ones(1, 3).bool(), logps - row(0.0, 0.0, 2.0)
+    objective = Objective(clip_low=0.1, clip_high=0.3, dual_clip=3.0, beta=0.5, kl_estimator="k2")
+    losses = objective.losses(logps, old_logps, advantages, mask, ref_logps)
+    assert losses[0].tolist() == pytest.approx([-1.3, 0.9, 3.0 + 0.5 * 2.0], rel=1e-6)
+    below, above = objective.clipped(logps, old_logps, advantages, mask)
+    assert (below.tolist(), above.tolist()) == ([[False, True, False]], [[True, False, False]])
+
+
+def test_without_beta_no_reference_is_read():
+    losses = Objective().losses(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2).bool(), None)
+    assert losses.tolist() == [[-1.0, -1.0]]
+
+
+def test_aggregation_reaches_the_weights():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    third = pytest.approx(1 / 6)
+    assert Objective().weights(mask).tolist() == [[third] * 3, [0.5, 0.0, 0.0]]
+    assert Objective(aggregation="token_mean").weights(mask).tolist() == [[0.25] * 3, [0.25, 0.0, 0.0]]
+    constant = Objective(aggregation="constant", max_tokens=4).weights(mask)
+    assert constant.tolist() == [[0.125] * 3, [0.125, 0.0, 0.0]]
+
+
+def hand_made():
+    """Two groups of two; everything outside the mask is there to be left out."""
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]]).bool()
+    rollout = Rollout(
+        problems=[{}] * 4,
+        completions=[""] * 4,
+        input_ids=torch.zeros(4, 5),
+        attention_mask=torch.ones(4, 5).bool(),
+        prompt_lengths=torch.tensor([2, 2, 2, 2]),
+        completion_ids=torch.zeros(4, 3),
+        completion_mask=mask,
+        truncated=torch.tensor([True, False, False, False]),
+    )
+    rollout.rewards = torch.tensor([1.0, 0.0, 0.5, 0.5])
+    rollout.signals = AttentionSignals(
+        entropy=torch.tensor([[1.0, 2.0, 3.0], [4.0, nan, nan], [0.0, 0.0, nan], [1.0, 1.0, nan]]),
+        fai=torch.tensor([[0.1, nan, nan], [nan, 0.3, 0.3], [0.2, 0.2, nan], [0.1, nan, nan]]),
+    )
+    rollout.credit = torch.tensor([[1.5, 1.0, 1.0], [1.0, 9.0, 9.0], [1.5, 2.0, 9.0], [1.0, 1.0, 9.0]])
+    return rollout
+
+
+def test_the_numbers_of_a_rollout():
+    assert rollout_metrics(hand_made(), 2) == pytest.approx(
+        {
+            "reward": 0.5,
+            "reward_std": math.sqrt(0.5) / 2,  # of one group √½, of the other 0
+            "frac_reward_zero_std": 0.5,
+            "entropy": 12 / 8,
+            "completions/mean_length": 2.0,
+            "completions/max_length": 3.0,
+            "completions/clipped_ratio": 0.25,
+        }
+    )
+
+
+def test_groups_of_one_have_no_spread():
+    metrics = rollout_metrics(hand_made(), 1)
+    assert (metrics["reward_std"], metrics["frac_reward_zero_std"]) == (0.0, 1.0)
+
+
+def test_the_numbers_of_credit():
+    metrics = credit_metrics(hand_made(), AnchorCredit(top_fraction=0.4, amplification=1.5))
+    # Of eight tokens three are above 1. The second response has no token with FAI: the others have one at least.
+    expected = {"credit/mean": (1.5 + 1 + 1 + 1 + 1.5 + 2 + 1 + 1) / 8, "credit/amplified": 3 / 8}
+    assert metrics == pytest.approx(expected | {"credit/uninformed": 1 / 4})
+    assert credit_metrics(hand_made(), UniformCredit())["credit/uninformed"] == 0.0

@@ -1,0 +1,163 @@
+"""The entry points as a user calls them: train, stop, resume, evaluate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3"]
+SCALARS = {
+    "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "learning_rate",
+    "clip_ratio/low_mean", "clip_ratio/high_mean", "completions/mean_length", "completions/clipped_ratio",
+    "credit/mean", "credit/amplified", "credit/uninformed", "signals/waad", "signals/fai",
+    "time/iteration", "time/sample", "time/reward", "time/score", "time/signals", "time/update",
+    "eval/pass@1", "eval/pass@8", "eval/kl", "eval/parsed", "eval/truncated", "eval/pass@1_well_formed",
+}  # fmt: skip
+
+
+def start(script, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def call(script, *arguments):
+    process = start(script, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six iterations that nobody stopped, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, call("train.py", *SMOKE, "iterations=6", f"output_dir={folder}")
+
+
+def test_a_run_leaves_everything_that_is_promised(finished):
+    folder, out = finished
+    assert {"config.yaml", "metrics.json", "adapter", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["first"]["iteration"] == 0
+    assert metrics["last"]["iteration"] == metrics["iterations"] == 6
+    assert metrics["last"]["problems"] == 4
+    for key in ("eval/pass@1", "eval/pass@8"):
+        low, high = metrics["last"]["intervals"][key]
+        assert low <= metrics["last"]["metrics"][key] <= high
+    for words in ("before", "after 6 iterations", "pass@1", "pass@8", "tensorboard --logdir", str(folder)):
+        assert words in out
+    logged = scalars(folder)
+    assert logged.keys() >= SCALARS
+    assert [step for step, _ in logged["reward"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in logged["eval/pass@1"]] == [0, 3, 6]
+    assert logged["eval/kl"][0][1] == 0
+    stages = sum(logged[f"time/{stage}"][0][1] for stage in ("sample", "reward", "score", "signals", "update"))
+    assert 0.8 * logged["time/iteration"][0][1] < stages <= logged["time/iteration"][0][1]
+    events = EventAccumulator(str(folder)).Reload()
+    assert "completions/text_summary" in events.Tags()["tensors"]
+    assert {"credit/weights", "signals/fai", "signals/waad", "advantages"} <= set(events.Tags()["histograms"])
+
+
+def test_a_checkpoint_holds_the_adapter_and_no_base_weight_in_plain_containers(finished):
+    folder, _ = finished
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["iteration"] == 6
+    assert checkpoint["state_dict"]
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
+    assert not list(folder.glob("**/*.tmp"))
+
+
+def test_the_adapter_loads_by_peft_alone(finished):
+    folder, _ = finished
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "src/rhythm/assets/tiny_countdown")
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    loaded = {name.replace(".default.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    assert equal({name: p.data for name, p in loaded.items()}, dict(state))
+
+
+def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished, tmp_path):
+    folder, _ = finished
+    process = start("train.py", *SMOKE, "iterations=6", f"output_dir={tmp_path}")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    deadline = time.time() + 120
+    while not last.is_file() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "SIGTERM" in out
+    assert "Traceback" not in err
+    stopped_at = torch.load(last, weights_only=True)["iteration"]
+    assert 1 <= stopped_at < 6
+    call("train.py", *SMOKE, "iterations=6", f"output_dir={tmp_path}", "ckpt_path=last")
+    assert_same_run(folder, tmp_path)
+
+
+def test_a_finished_run_with_iterations_raised_equals_a_longer_one(finished, tmp_path):
+    folder, _ = finished
+    call("train.py", *SMOKE, "iterations=3", f"output_dir={tmp_path}")
+    call("train.py", *SMOKE, "iterations=6", f"output_dir={tmp_path}", "ckpt_path=last")
+    assert_same_run(folder, tmp_path)
+
+
+def assert_same_run(one, other):
+    a, b = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "iteration"):
+        assert equal(a[key], b[key]), key
+    curves = [{tag: v for tag, v in scalars(folder).items() if not tag.startswith("time/")} for folder in (one, other)]
+    assert curves[0] == curves[1]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    assert metrics[0]["first"] == metrics[1]["first"]
+    assert metrics[0]["last"] == metrics[1]["last"]
+
+
+def test_eval_measures_an_adapter_again_and_refuses_another_task(finished):
+    folder, _ = finished
+    out = call("eval.py", f"ckpt_path={folder}", "problems=4")
+    measured = json.loads((folder / "eval.json").read_text())
+    assert measured["problems"] == 4
+    assert measured["metrics"] == pytest.approx(json.loads((folder / "metrics.json").read_text())["last"]["metrics"])
+    assert "eval/pass@1" in out
+    process = start("eval.py", f"ckpt_path={folder}", "task=countdown_four")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.startswith("error: ")
+    assert "task.count=3" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_multirun_trains_every_combination_in_its_own_folder(tmp_path):
+    arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "eval_every=1"]
+    call("train.py", *arguments, f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep")
+    runs = sorted(json.loads(path.read_text())["iterations"] for path in tmp_path.glob("*/metrics.json"))
+    assert runs == [1, 1, 1, 1]

@@ -1,0 +1,41 @@
+"""Trains a LoRA policy by GRPO with credit: `python train.py experiment=anchor`."""
+
+from __future__ import annotations
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from rhythm import cli
+
+
+def train(cfg: DictConfig) -> float:
+    """One run. Returns the held-out pass@1 after the last iteration, for sweepers that maximise something."""
+    from hydra.utils import instantiate
+
+    from rhythm.data import PromptData
+    from rhythm.runs import open_run
+    from rhythm.seeding import seed_adapter
+
+    checkpoint = open_run(cfg, HydraConfig.get().runtime.choices.get("experiment"))
+    seed_adapter(cfg.seed)
+    policy = instantiate(cfg.policy, _convert_="all")
+    task = instantiate(cfg.task, _convert_="all")
+    credit = instantiate(cfg.credit, _convert_="all")
+    module = instantiate(cfg.algorithm, _partial_=True, _convert_="all")(policy=policy, task=task, credit=credit)
+    data = PromptData(
+        task,
+        policy.tokenizer,
+        prompts_per_iteration=cfg.prompts_per_iteration,
+        iterations=cfg.iterations,
+        seed=cfg.seed,
+    )
+    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
+        callbacks=[instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()],
+        logger=[instantiate(logger, _convert_="all") for logger in cfg.logger.values()],
+    )
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return module.metrics["eval/pass@1"]
+
+
+if __name__ == "__main__":
+    cli.main(train, "train")
