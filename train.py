@@ -29,8 +29,10 @@ def train(cfg: DictConfig) -> float:
         iterations=cfg.iterations,
         seed=cfg.seed,
     )
+    callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
+    module.check_signals(callbacks)  # before a logger writes into the run's folder
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
-        callbacks=[instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()],
+        callbacks=callbacks,
         logger=[instantiate(logger, _convert_="all") for logger in cfg.logger.values()],
     )
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)

@@ -148,12 +148,18 @@ def test_evaluating_an_adapter_that_is_not_there(here):
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(here, tiny_folder, tmp_path):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
     assert_one_line(
         here("train.py", *local(tiny_folder, "output_dir=run")), "output_dir=run holds a run", "ckpt_path=last"
     )
     assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 7\n"
+
+
+def test_a_start_that_failed_does_not_block_its_folder(here, tiny_folder):
+    folder = ["output_dir=run", "credit=anchor"]
+    assert_one_line(here("train.py", *local(tiny_folder, *folder)), "callbacks=attention")
+    assert_one_line(here("train.py", *local(tiny_folder, *folder)), "callbacks=attention")
 
 
 def test_more_prompts_than_problems(here, tiny_folder):

@@ -34,7 +34,7 @@ class Watcher(RolloutObserver):
 
 
 class EasyCountdown(Countdown):
-    """Rewards that differ within most groups, whatever the policy can do: the parity of the length of the text."""
+    """Rewards that differ within most groups, whatever the policy can do: the parity of their length."""
 
     def reward(self, problem, completion):
         return float(len(completion) % 2)
@@ -57,7 +57,7 @@ def countdown(kind=EasyCountdown):
 
 
 def run(*, task=None, credit=None, callbacks=(), iterations=1, lr=1.0, optimizer=torch.optim.SGD, **settings):
-    """Trains a fresh policy; with SGD, a learning rate of 1 and no clipping, the adapter moves by minus the gradient."""
+    """Trains a fresh policy; by SGD at rate 1, unclipped, the adapter moves by minus the gradient."""
     seed_adapter(0)
     task = task or countdown()
     policy = Policy(EMBEDDED, rank=4, alpha=8)
@@ -169,6 +169,7 @@ def test_a_kl_penalty_learns_even_where_every_reward_is_equal():
     # From an adapter that equals its reference k3 has no slope; the second update is where it pulls.
     _, watcher = run(task=countdown(HopelessCountdown), objective=Objective(beta=1.0), iterations=1)
     assert watcher.metrics["updates/taken"] == 1
+    assert watcher.metrics["kl"] == 0  # of the rollout, which the fresh adapter sampled
     assert watcher.rollout.ref_logps is not None
 
 

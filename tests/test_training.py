@@ -157,7 +157,8 @@ def test_eval_measures_an_adapter_again_and_refuses_another_task(finished):
 
 
 def test_a_multirun_trains_every_combination_in_its_own_folder(tmp_path):
-    arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "eval_every=1"]
+    arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "logger=csv"]
     call("train.py", *arguments, f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert len(list(tmp_path.glob("*/csv/from_iteration_1/metrics.csv"))) == 4
     runs = sorted(json.loads(path.read_text())["iterations"] for path in tmp_path.glob("*/metrics.json"))
     assert runs == [1, 1, 1, 1]

@@ -1,8 +1,9 @@
 """Imperfect step-by-step Countdown traces: the text that the embedded policy is pretrained on.
 
 A trace restates the problem, makes up to `max_attempts` attempts of which each is right with probability `skill`, and
-ends with an answer: the first right expression, or the last wrong one. It never gives up early, so going on for longer
-is nothing that reinforcement learning could gain from; choosing better steps is.
+ends with an answer: the first right expression, or that of the last attempt. It never gives up early, so going on for
+longer is nothing that reinforcement learning could gain from; choosing better steps is. The last attempt is answered
+without a verdict, right or wrong: a phrase that only failures use would be punished until nothing sensible is left of it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ WRONG = (
     "that is not {target} , so i go back to {numbers} .",
     "this does not reach {target} , so let me start again from {numbers} .",
 )
-FAILED = ("that is not {target} , and i am out of ideas .", "this does not reach {target} , and i have to stop here .")
 SOLVED = ("so my answer is {expression}",)
-GAVE_UP = ("the best i have is wrong , but my answer is {expression}",)
+LAST = ("that was my last try , so my answer is {expression}", "i have no more tries , so my answer is {expression}")
 ORDINALS = ("first", "second", "third", "fourth")
 
 
@@ -64,16 +64,19 @@ def trace(
         right = draw.random() < skill
         text, expression = _attempt(numbers, target, right, largest, draw)
         parts.append(draw.choice(ATTEMPTS).format(ordinal=ORDINALS[attempt], step=text))
-        if right:
-            return " ".join([*parts, *(draw.choice(p).format(**words, expression=expression) for p in (RIGHT, SOLVED))])
-        if attempt < max_attempts - 1:
+        if attempt == max_attempts - 1:
+            parts.append(draw.choice(LAST).format(expression=expression))
+        elif right:
+            parts += [draw.choice(RIGHT).format(**words), draw.choice(SOLVED).format(expression=expression)]
+            break
+        else:
             parts.append(draw.choice(WRONG).format(**words))
-    return " ".join([*parts, *(draw.choice(p).format(**words, expression=expression) for p in (FAILED, GAVE_UP))])
+    return " ".join(parts)
 
 
 def vocabulary(largest: int) -> list[str]:
     """Every word that a prompt or a trace can hold."""
-    phrases = (*OPENINGS, *ATTEMPTS, *STEPS, *LINKS, *RIGHT, *WRONG, *FAILED, *SOLVED, *GAVE_UP, *ORDINALS)
+    phrases = (*OPENINGS, *ATTEMPTS, *STEPS, *LINKS, *RIGHT, *WRONG, *SOLVED, *LAST, *ORDINALS)
     words = {word for phrase in phrases for word in phrase.split() if not word.startswith("{")}
     words |= {"numbers", "target", ":", "+", "-", "*", "/", "(", ")", "="}
     return [*map(str, range(largest + 1)), *sorted(words)]

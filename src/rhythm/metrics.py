@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from rhythm.credit import CreditStrategy
-from rhythm.losses import masked_mean
+from rhythm.losses import kl_estimate, masked_mean
 from rhythm.types import Rollout
 
 
 def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
-    """Rewards, entropy and lengths of a rollout that is scored."""
+    """Rewards, entropy and lengths of a rollout that is scored; its KL where the reference has scored it too."""
     groups = rollout.rewards.view(-1, group_size)
     lengths = rollout.completion_mask.sum(1).float()
-    return {
+    metrics = {
         "reward": float(rollout.rewards.mean()),
         "reward_std": float(groups.std(1).mean()) if group_size > 1 else 0.0,
         "frac_reward_zero_std": float((groups == groups[:, :1]).all(1).float().mean()),
@@ -20,6 +20,10 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(rollout.truncated.float().mean()),
     }
+    if rollout.ref_logps is not None:
+        divergence = kl_estimate(rollout.old_logps, rollout.ref_logps, rollout.completion_mask, "k3")
+        metrics["kl"] = float(masked_mean(divergence, rollout.completion_mask))
+    return metrics
 
 
 def credit_metrics(rollout: Rollout, strategy: CreditStrategy) -> dict[str, float]:

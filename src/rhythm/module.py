@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rhythm.advantages import Kind, Sign, group_advantages, shape_advantages
-from rhythm.callbacks.observer import Observers
+from rhythm.callbacks.observer import Observers, provided_by
 from rhythm.credit import CreditStrategy
 from rhythm.metrics import credit_metrics, rollout_metrics
 from rhythm.objective import Objective
@@ -110,8 +110,8 @@ class GRPOModule(LightningModule):
                 if self.objective.beta:
                     with self.policy.reference():
                         rollout.ref_logps, _ = self.score(rollout)
-            rollout.signals = AttentionSignals(entropy=entropy)
-            observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
+                rollout.signals = AttentionSignals(entropy=entropy)
+                observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
             seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
             rollout.credit = self.credit(rollout.signals, rollout.completion_mask, seed=seed)
             with clock("update"):
@@ -201,8 +201,12 @@ class GRPOModule(LightningModule):
     # ---- what Lightning asks for
 
     def on_fit_start(self) -> None:
+        self.check_signals(self.trainer.callbacks)
         self.observers = Observers(self)
-        missing = self.credit.requires - self.observers.provides - {"entropy"}
+
+    def check_signals(self, callbacks: Iterable[Callback]) -> None:
+        """Raises ValueError where the credit reads a signal that none of the callbacks provides."""
+        missing = self.credit.requires - provided_by(callbacks) - {"entropy"}
         if missing:
             names = ", ".join(f"`{name}`" for name in sorted(missing))
             raise ValueError(

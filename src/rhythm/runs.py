@@ -63,6 +63,7 @@ def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
         cfg.first_iteration = 1 + read_checkpoint(checkpoint)["iteration"]
     elif first_process:
         cfg.output_dir = os.environ[SHARED] = str(new_folder(cfg, experiment))
+        cfg.first_iteration = 1
     else:
         cfg.output_dir = cfg.output_dir or os.environ.get(SHARED)
         if cfg.output_dir is None:

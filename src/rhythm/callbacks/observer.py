@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,18 @@ class RolloutObserver(Callback, ABC):
         """After the last update and the metrics of the iteration, with every field of the rollout in place."""
 
 
+def provided_by(callbacks: Iterable[Callback]) -> frozenset[str]:
+    """The signals that some callbacks fill."""
+    observers = [callback for callback in callbacks if isinstance(callback, RolloutObserver)]
+    return frozenset().union(*(observer.provides for observer in observers))
+
+
 class Observers:
     """The observers of a run, called as one."""
 
     def __init__(self, module: GRPOModule):
         self.module = module
         self.observers = [callback for callback in module.trainer.callbacks if isinstance(callback, RolloutObserver)]
-
-    @property
-    def provides(self) -> frozenset[str]:
-        return frozenset().union(*(observer.provides for observer in self.observers))
 
     @contextmanager
     def scoring(self, batch: MicroBatch) -> Iterator[None]:

@@ -1,0 +1,96 @@
+"""results.csv as a Markdown table and a figure: `python experiments/throughput/report.py [FOLDER]`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+STAGES = ("sample", "score", "signals", "update", "reward")
+COLOURS = ("#4c72b0", "#55a868", "#c44e52", "#dd8452", "#8172b3", "#bbbbbb")
+SHAPE = ("policy", "prompts", "group", "updates", "max_tokens", "micro_batch", "threads")
+
+
+def read(path: Path) -> dict[str, dict[str, list[dict]]]:
+    """Rows by shape and side, in the order of the file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shapes = {}
+    for _, same in groupby(rows, key=lambda row: [row[name] for name in SHAPE]):
+        same = list(same)
+        shapes[title(same[0])] = {side: [row for row in same if row["side"] == side] for side in ("ours", "TRL")}
+    return shapes
+
+
+def title(row: dict) -> str:
+    return f"{row['policy']}, {row['prompts']} × {row['group']}, {row['updates']} updates, {row['threads']} threads"
+
+
+def values(rows: list[dict], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def table(sides: dict[str, list[dict]]) -> str:
+    """Medians of each side, their ratio pair by pair, and the stages of ours."""
+    head = ("", "seconds an iteration", "runs", "mean length", "equal groups", "tokens/s", "other load", "peak memory")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for side, rows in sides.items():
+        runs = ", ".join(f"{seconds:.2f}" for seconds in values(rows, "seconds"))
+        speed = median(float(row["completions"]) * float(row["mean_length"]) / float(row["seconds"]) for row in rows)
+        names = ("seconds", "mean_length", "equal_groups", "peak_memory_mb")
+        seconds, length, equal, memory = (median(values(rows, name)) for name in names)
+        lines.append(
+            f"| {side} | {seconds:.2f} | {runs} | {length:.1f} | {equal:.0%} | {speed:.0f} "
+            f"| {max(values(rows, 'other_load')):.2f} cores | {memory:.0f} MB |"
+        )
+    ratios = paired(sides, "seconds")
+    lines += [
+        "",
+        f"TRL / ours, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median **{median(ratios):.2f}**. "
+        f"Of the mean lengths: {', '.join(f'{ratio:.3f}' for ratio in paired(sides, 'mean_length'))}. "
+        f"Ours by stage: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages(sides['ours']).items())}.",
+    ]
+    return "\n".join(lines)
+
+
+def paired(sides: dict[str, list[dict]], name: str) -> list[float]:
+    """TRL / ours of each pair."""
+    pairs = zip(values(sides["TRL"], name), values(sides["ours"], name), strict=True)
+    return [their / our for their, our in pairs]
+
+
+def stages(ours: list[dict]) -> dict[str, float]:
+    """Median seconds of each stage, and what is left of the iteration: data, credit, bookkeeping."""
+    found = {name: median(values(ours, f"time/{name}")) for name in STAGES}
+    return found | {"rest": max(0.0, median(values(ours, "seconds")) - sum(found.values()))}
+
+
+def figure(shapes: dict[str, dict[str, list[dict]]], path: Path) -> None:
+    """A bar for TRL and one for ours, by stage, at each shape."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(3.6 * len(shapes) + 1.6, 3.6), layout="constrained")
+    for axes, (name, sides) in zip(canvas.subplots(1, len(shapes), squeeze=False)[0], shapes.items(), strict=True):
+        axes.bar("TRL", median(values(sides["TRL"], "seconds")), color="#555555", width=0.6)
+        floor = 0.0
+        for (stage, seconds), colour in zip(stages(sides["ours"]).items(), COLOURS, strict=True):
+            axes.bar("ours", seconds, bottom=floor, color=colour, width=0.6, label=f"{stage} {seconds:.2f}")
+            floor += seconds
+        axes.set_title(name, fontsize=8)
+        axes.set_ylabel("seconds an iteration")
+        axes.legend(fontsize=7, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas.savefig(path, dpi=110)
+
+
+def report(folder: Path) -> str:
+    """Draws throughput.png beside the folder's results.csv and returns the tables."""
+    shapes = read(folder / "results.csv")
+    figure(shapes, folder / "throughput.png")
+    return "\n\n".join(f"**{name}**\n\n{table(sides)}" for name, sides in shapes.items())
+
+
+if __name__ == "__main__":
+    print(report(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))
