@@ -21,7 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TAGS = ("eval/pass@1", "eval/pass@8", "eval/pass@1_well_formed", "eval/parsed", "eval/truncated", "eval/mean_length")
+TAGS = (
+    "eval/pass@1",
+    "eval/pass@8",
+    "eval/pass@1_well_formed",
+    "eval/well_formed",
+    "eval/parsed",
+    "eval/truncated",
+    "eval/mean_length",
+)
 FIELDS = ("seed", "iteration", *TAGS, "low", "high", "seconds", "peak_mb")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: safe for colour-blind readers
 
@@ -56,8 +64,9 @@ def peak_mb(usage: resource.struct_rusage) -> float:
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: the first and the last evaluation of each seed."""
     lines = [
-        "| seed | pass@1 before | after | gain | gain among well-formed | pass@8 before | after | seconds | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| seed | pass@1 before | after | gain | gain among well-formed | well-formed before | after "
+        "| pass@8 before | after | seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for seed in sorted({row["seed"] for row in rows}, key=int):
         mine = [row for row in rows if row["seed"] == seed]
@@ -69,8 +78,8 @@ def table(rows: list[dict[str, str]]) -> str:
             f"{float(row['eval/pass@1']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
             for row in (first, last)
         ]
-        eights = [f"{float(row['eval/pass@8']):.3f}" for row in (first, last)]
-        cells = [seed, *passes, gain, well_formed, *eights, f"{float(last['seconds']):.0f}", last["peak_mb"]]
+        others = [f"{float(row[tag]):.3f}" for tag in ("eval/well_formed", "eval/pass@8") for row in (first, last)]
+        cells = [seed, *passes, gain, well_formed, *others, f"{float(last['seconds']):.0f}", last["peak_mb"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

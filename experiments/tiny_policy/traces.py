@@ -3,7 +3,7 @@
 A trace restates the problem, makes up to `max_attempts` attempts of which each is right with probability `skill`, and
 ends with an answer: the first right expression, or that of the last attempt. It never gives up early, so going on for
 longer is nothing that reinforcement learning could gain from; choosing better steps is. The last attempt is answered
-without a verdict, right or wrong: a phrase that only failures use would be punished until nothing sensible is left of it.
+without a verdict, right or wrong: a phrase that only failures use would be punished until nothing sensible is left.
 """
 
 from __future__ import annotations

@@ -163,6 +163,7 @@ def test_the_numbers_of_an_evaluation():
         {
             "eval/pass@1": 0.5,
             "eval/pass@1_well_formed": 2 / 4,  # of four that parse and ended, two are right
+            "eval/well_formed": 4 / 6,
             "eval/parsed": 5 / 6,
             "eval/truncated": 2 / 6,
             "eval/mean_length": 6.0,

@@ -19,8 +19,9 @@ ROWS = {
     "eval/pass@1": "pass@1",
     "eval/pass@8": "pass@8",
     "eval/pass@1_well_formed": "pass@1 of well-formed",
+    "eval/well_formed": "share of well-formed",
     "eval/mean_length": "tokens a completion",
-    "eval/kl": "KL to the reference, nats a token",
+    "eval/kl": "KL to the reference, nats",
 }
 
 

@@ -31,11 +31,12 @@ class Evaluation:
     kl: float  # nats a token, policy to reference, over the first sample of each problem
 
     def metrics(self) -> dict[str, float]:
-        """Scalars by their TensorBoard tags. `pass@1_well_formed` is among completions that parse and ended."""
+        """Scalars by their TensorBoard tags. Well-formed completions parse and ended by themselves."""
         well_formed = self.parsed & ~self.truncated
         metrics = {f"eval/pass@{k}": float(self.pass_at(k).compute()) for k in self.ks}
         return metrics | {
             "eval/pass@1_well_formed": float(self.correct[well_formed].float().mean()) if well_formed.any() else 0.0,
+            "eval/well_formed": float(well_formed.float().mean()),
             "eval/parsed": float(self.parsed.float().mean()),
             "eval/truncated": float(self.truncated.float().mean()),
             "eval/mean_length": float(self.lengths.float().mean()),
