@@ -21,6 +21,8 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     check_same_subject(cfg, adapter)
     policy = load_policy(cfg.policy, adapter).to(cfg.device)
     task = instantiate(cfg.task, _convert_="all")
+    output = Path(cfg.output or ((adapter.parent if adapter else Path()) / "eval.json"))
+    output.parent.mkdir(parents=True, exist_ok=True)
     measured = evaluate(
         policy,
         task,
@@ -32,7 +34,6 @@ def evaluate_adapter(cfg: DictConfig) -> float:
         seed=cfg.seed,
     )
     summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None, **measured.summary()}
-    output = Path(cfg.output or ((adapter.parent if adapter else Path()) / "eval.json"))
     output.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     for tag, value in summary["metrics"].items():
         interval = summary["intervals"].get(tag)

@@ -21,7 +21,7 @@ def train(cfg: DictConfig) -> float:
     policy = instantiate(cfg.policy, _convert_="all")
     task = instantiate(cfg.task, _convert_="all")
     credit = instantiate(cfg.credit, _convert_="all")
-    module = instantiate(cfg.algorithm, _partial_=True, _convert_="all")(policy=policy, task=task, credit=credit)
+    module = cli.build(cfg.algorithm, policy=policy, task=task, credit=credit)
     data = PromptData(
         task,
         policy.tokenizer,
@@ -31,10 +31,8 @@ def train(cfg: DictConfig) -> float:
     )
     callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     module.check_signals(callbacks)  # before a logger writes into the run's folder
-    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
-        callbacks=callbacks,
-        logger=[instantiate(logger, _convert_="all") for logger in cfg.logger.values()],
-    )
+    loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
+    trainer = cli.build(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module.metrics["eval/pass@1"]
 

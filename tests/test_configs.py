@@ -70,6 +70,13 @@ def test_the_papers_first_version_is_its_horizon_and_its_sign():
     assert first.credit == second.credit
 
 
+@pytest.mark.parametrize("control", ["shuffled", "mean_matched"])
+def test_a_control_is_of_any_strategy(control):
+    assert instantiate(composed(f"credit={control}").credit).of.name == "coupled"
+    credit = instantiate(composed(f"credit={control}", "credit@credit.of=anchor", "credit.of.top_fraction=0.2").credit)
+    assert (credit.name, credit.of.name, credit.of.top_fraction) == (control, "anchor", 0.2)
+
+
 def test_the_defaults_are_the_papers():
     cfg = composed("experiment=coupled")
     assert (cfg.credit.top_fraction, cfg.credit.amplification, cfg.credit.lookback) == (0.4, 1.5, 3)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.credit import AnchorCredit, UniformCredit
+from rhythm.credit import AnchorCredit, CreditStrategy, UniformCredit
 from rhythm.data import PromptData
 from rhythm.module import GRPOModule
 from rhythm.objective import Objective
@@ -17,6 +17,7 @@ from rhythm.policy import Policy
 from rhythm.scoring import score
 from rhythm.seeding import seed_adapter
 from rhythm.tasks.countdown import Countdown
+from tests.policies import perturb
 
 EMBEDDED = "embedded:tiny_countdown"
 
@@ -60,7 +61,7 @@ def run(*, task=None, credit=None, callbacks=(), iterations=1, lr=1.0, optimizer
     """Trains a fresh policy; by SGD at rate 1, unclipped, the adapter moves by minus the gradient."""
     seed_adapter(0)
     task = task or countdown()
-    policy = Policy(EMBEDDED, rank=4, alpha=8)
+    policy = perturb(Policy(EMBEDDED, rank=4, alpha=8))
     settings = {"group_size": 4, "updates_per_iteration": 1, "max_completion_tokens": 60} | settings
     objective = settings.pop("objective", Objective())
     watcher = Watcher()
@@ -117,28 +118,85 @@ def test_the_first_update_starts_at_a_ratio_of_one_and_clips_nothing():
     assert abs(watcher.metrics["loss"]) < 1e-5
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
-def test_an_update_is_the_gradient_of_the_objective_written_down_naively(aggregation):
-    objective = Objective(aggregation=aggregation, max_tokens=60)
-    module, watcher = run(objective=objective)
-    rollout, mask = watcher.rollout, watcher.rollout.completion_mask
+class SteppedCredit(CreditStrategy):
+    """1, 1.5, 2, 1, 1.5, ... along each response."""
+
+    def weights(self, signals, mask):
+        return 1 + 0.5 * ((mask.cumsum(1) - 1) % 3)
+
+
+def naive_gradient(rollout, *, aggregation="sequence_mean", max_tokens=60, sign="both", beta=0.0, drop_truncated=False):
+    """Eq. 12 with Eq. 13 written down row by row, at a ratio of one; the policy is made and perturbed as in `run`."""
     seed_adapter(0)
-    policy = Policy(EMBEDDED, rank=4, alpha=8)
-    divisor = {"sequence_mean": None, "token_mean": int(mask.sum()), "constant": mask.shape[0] * 60}[aggregation]
+    policy = perturb(Policy(EMBEDDED, rank=4, alpha=8))
+    mask = rollout.completion_mask
+    kept = [i for i in range(len(mask)) if not (drop_truncated and rollout.truncated[i])]
+    tokens = sum(int(mask[i].sum()) for i in kept)
     loss = 0.0
-    for i in range(len(mask)):
+    for i in kept:
         prompt, length = int(rollout.prompt_lengths[i]), int(mask[i].sum())
         ids = rollout.input_ids[i : i + 1, : prompt + length]
-        logps = policy.model(input_ids=ids).logits[0, prompt - 1 : -1].log_softmax(-1)
-        logps = logps.gather(1, ids[0, prompt:, None])[:, 0]
+        logps = sequence_logps(policy, ids)[prompt - 1 :]
+        weight = 1 + 0.5 * (torch.arange(length) % 3)
+        if (sign == "positive" and rollout.advantages[i] < 0) or (sign == "negative" and rollout.advantages[i] >= 0):
+            weight = torch.ones(length)
         ratio = (logps - logps.detach()).exp()
-        loss = loss - (ratio * rollout.advantages[i]).sum() / (divisor or length * len(mask))
+        with policy.reference(), torch.no_grad():
+            reference = sequence_logps(policy, ids)[prompt - 1 :]
+        difference = reference - logps
+        per_token = -ratio * weight * rollout.advantages[i] + beta * (difference.exp() - 1 - difference)
+        divisor = {"sequence_mean": length * len(mask), "token_mean": tokens, "constant": len(mask) * max_tokens}
+        loss = loss + per_token.sum() / divisor[aggregation]
     loss.backward()
-    gradients = {
-        name.replace(".default.", "."): p.grad for name, p in policy.model.named_parameters() if p.requires_grad
-    }
+    named = policy.model.named_parameters()
+    return {name.replace(".default.", "."): -p.grad for name, p in named if p.requires_grad}
+
+
+def sequence_logps(policy, ids):
+    """Log-probabilities of the tokens after the first, by one plain forward pass."""
+    return policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"aggregation": "token_mean"},
+        {"aggregation": "constant"},
+        {"sign": "positive"},
+        {"sign": "negative"},
+        {"beta": 0.5},
+        {"drop_truncated": True},
+    ],
+    ids=str,
+)
+def test_an_update_is_the_gradient_of_the_objective_written_down_naively(settings):
+    objective = Objective(
+        aggregation=settings.get("aggregation", "sequence_mean"), beta=settings.get("beta", 0.0), max_tokens=60
+    )
+    tokens = 130 if settings.get("drop_truncated") else 60  # by 130 some have ended and some have not
+    module, watcher = run(
+        credit=SteppedCredit(),
+        objective=objective,
+        sign=settings.get("sign", "both"),
+        mask_truncated=settings.get("drop_truncated", False),
+        max_completion_tokens=tokens,
+    )
+    truncated = watcher.rollout.truncated
+    assert truncated.any()
+    assert not settings.get("drop_truncated") or not truncated.all()
+    assert_same(moved(module, watcher), naive_gradient(watcher.rollout, **settings))
+
+
+def test_two_updates_share_the_rows_between_them():
+    # At a tiny rate the second update starts where the first did; each halves the rows and doubles their weight.
+    rate = 1e-3
+    module, watcher = run(credit=SteppedCredit(), updates_per_iteration=2, lr=rate)
+    expected = naive_gradient(watcher.rollout)
     steps = moved(module, watcher)
-    assert_same(steps, {name: -gradient for name, gradient in gradients.items()})
+    largest = max(float(step.abs().max()) for step in expected.values())
+    for name, step in steps.items():
+        torch.testing.assert_close(step / rate, 2 * expected[name], atol=0.02 * largest, rtol=0)
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(aggregation="token_mean", beta=0.1)])
@@ -166,10 +224,9 @@ def test_where_every_reward_is_equal_no_step_is_taken_and_nothing_moves():
 
 
 def test_a_kl_penalty_learns_even_where_every_reward_is_equal():
-    # From an adapter that equals its reference k3 has no slope; the second update is where it pulls.
     _, watcher = run(task=countdown(HopelessCountdown), objective=Objective(beta=1.0), iterations=1)
     assert watcher.metrics["updates/taken"] == 1
-    assert watcher.metrics["kl"] == 0  # of the rollout, which the fresh adapter sampled
+    assert watcher.metrics["kl"] > 0
     assert watcher.rollout.ref_logps is not None
 
 
@@ -197,6 +254,26 @@ def test_anchor_credit_changes_the_gradient_and_leaves_the_rollout_alone():
     defined = watcher.rollout.completion_mask & ~watcher.rollout.signals.fai.isnan()
     amplified = (watcher.rollout.credit == 1.5).sum(1)
     assert torch.equal(amplified, (defined.sum(1) * 0.4).ceil().long())
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"updates_per_iteration": 0}, "updates_per_iteration=0: must be at least 1"),
+        ({"updates_per_iteration": 17}, "updates_per_iteration=17: there are 16 completions"),
+        ({"advantage": "median"}, "algorithm.advantage=median: use one of std, mean, leave_one_out"),
+        ({"sign": "up"}, "algorithm.sign=up: use one of both, positive, negative"),
+        ({"temperature": 0}, "algorithm.temperature=0: must be above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_their_keys(settings, line):
+    with pytest.raises(ValueError, match=line):
+        run(**settings)
+
+
+def test_updates_that_do_not_divide_the_rows_are_all_taken():
+    _, watcher = run(updates_per_iteration=3)
+    assert watcher.metrics["updates/taken"] == 1
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():

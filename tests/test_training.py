@@ -117,6 +117,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "SIGTERM" in out
     assert "Traceback" not in err
+    assert f"ckpt_path=last output_dir={tmp_path}" in out
     stopped_at = torch.load(last, weights_only=True)["iteration"]
     assert 1 <= stopped_at < 6
     call("train.py", *SMOKE, "iterations=6", f"output_dir={tmp_path}", "ckpt_path=last")
@@ -139,6 +140,15 @@ def assert_same_run(one, other):
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
     assert metrics[0]["first"] == metrics[1]["first"]
     assert metrics[0]["last"] == metrics[1]["last"]
+
+
+def test_a_finished_run_is_not_resumed_without_more_iterations(finished):
+    folder, _ = finished
+    process = start("train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.startswith("error: iterations=6: ")
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_eval_measures_an_adapter_again_and_refuses_another_task(finished):

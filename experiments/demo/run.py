@@ -1,7 +1,7 @@
 """Runs the demo from several seeds and draws what they learned: `python experiments/demo/run.py`.
 
-Each seed is `python train.py <--overrides>`, timed from outside with its peak memory, one after the other. A finished
-seed stands in results.csv and is not run again. The runs themselves stay in --logs.
+Each seed is `python train.py experiment=anchor`, timed from outside with its peak memory, one after the other. A
+finished seed stands in results.csv and is not run again. The runs themselves stay in --logs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FIELDS = ("seed", "iteration", *TAGS, "low", "high", "seconds", "peak_mb")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: safe for colour-blind readers
 
 
-def run_seed(seed: int, overrides: list[str], logs: Path) -> list[dict[str, object]]:
+def run_seed(seed: int, logs: Path) -> list[dict[str, object]]:
     """Trains one seed; a row for each evaluation, seconds and memory of the whole process on each."""
     folder = logs / f"seed-{seed}"
-    command = [sys.executable, str(ROOT / "train.py"), *overrides, f"seed={seed}", f"output_dir={folder}"]
+    command = [sys.executable, str(ROOT / "train.py"), "experiment=anchor", f"seed={seed}", f"output_dir={folder}"]
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -102,16 +102,13 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--overrides", nargs="*", default=["experiment=anchor"], help="of train.py")
     parser.add_argument("--logs", type=Path, default=ROOT / "logs" / "demo")
     args = parser.parse_args()
     results = HERE / "results.csv"
     rows = list(csv.DictReader(results.open())) if results.exists() else []
     for seed in args.seeds:
         if str(seed) not in {row["seed"] for row in rows}:
-            rows += [
-                {key: str(value) for key, value in row.items()} for row in run_seed(seed, args.overrides, args.logs)
-            ]
+            rows += [{key: str(value) for key, value in row.items()} for row in run_seed(seed, args.logs)]
             with results.open("w", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)
                 writer.writeheader()

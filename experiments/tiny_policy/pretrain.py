@@ -1,7 +1,7 @@
 """Pretrains the embedded policy on generated Countdown traces: `python experiments/tiny_policy/pretrain.py`.
 
 Everything follows from --seed: the weights, the problems and the traces of step i. The result goes to --output as a
-transformers model folder (safetensors, tokenizer, card), the loss of every 20th step to --log as CSV.
+transformers model folder (safetensors, tokenizer), the loss of every 20th step to --log as CSV.
 """
 
 from __future__ import annotations

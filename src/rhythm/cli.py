@@ -16,12 +16,13 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRACEBACK = "RHYTHM_TRACEBACK"
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, OSError)
 
 
 def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -75,6 +76,19 @@ def _quiet_libraries() -> None:
         "Detected call of `lr_scheduler.step.*",  # steps with nothing to learn are skipped
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def build(config: DictConfig, **objects: Any) -> Any:
+    """Instantiates a config with objects that are made already; Hydra's own way would copy them into the config.
+
+    Raises:
+        ValueError: the config has a key that its target does not take.
+    """
+    target = hydra.utils.instantiate(config, _partial_=True, _convert_="all")
+    try:
+        return target(**objects)
+    except TypeError as error:
+        raise ValueError(f"{config._target_}: {error}") from error
 
 
 def one_line(error: BaseException, config_name: str) -> str:

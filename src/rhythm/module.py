@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -72,6 +72,21 @@ class GRPOModule(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
+        counts = {
+            "iterations": iterations,
+            "group_size": group_size,
+            "updates_per_iteration": updates_per_iteration,
+            "max_completion_tokens": max_completion_tokens,
+            "micro_batch_size": micro_batch_size,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name}={count}: must be at least 1")
+        if temperature <= 0:
+            raise ValueError(f"algorithm.temperature={temperature}: must be above 0")
+        for name, value, options in (("advantage", advantage, get_args(Kind)), ("sign", sign, get_args(Sign))):
+            if value not in options:
+                raise ValueError(f"algorithm.{name}={value}: use one of {', '.join(options)}")
         self.automatic_optimization = False
         self.policy = policy
         self.task = task
@@ -147,7 +162,10 @@ class GRPOModule(LightningModule):
             mask = mask & ~rollout.truncated[:, None]
         draw = generator(self.seed, "minibatches", self.iteration, self.global_rank)
         order = torch.randperm(len(mask), generator=draw).to(self.device)
-        steps = [self.step(rollout, advantages, mask, rows) for rows in order.chunk(self.updates_per_iteration)]
+        if len(mask) < self.updates_per_iteration:
+            raise ValueError(f"updates_per_iteration={self.updates_per_iteration}: there are {len(mask)} completions")
+        shares = order.tensor_split(self.updates_per_iteration)
+        steps = [self.step(rollout, advantages, mask, rows) for rows in shares]
         self.policy.eval()
         return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
 
@@ -192,9 +210,10 @@ class GRPOModule(LightningModule):
                 ref_logps = rollout.ref_logps[cut] if self.objective.beta else None
                 share = (weights[cut] * self.objective.losses(logps, *arguments, ref_logps)).sum() * (not idle)
                 self.manual_backward(share)
-            below, above = self.objective.clipped(logps.detach(), *arguments)
-            loss, low, high = loss + share.detach(), low + below.sum(), high + above.sum()
-        tokens = mask.sum() / self.updates_per_iteration
+            if not idle:
+                below, above = self.objective.clipped(logps.detach(), *arguments)
+                loss, low, high = loss + share.detach(), low + below.sum(), high + above.sum()
+        tokens = mask.sum().clamp(min=1) / self.updates_per_iteration
         metrics = {"loss": loss, "clip_ratio/low_mean": low / tokens, "clip_ratio/high_mean": high / tokens}
         return {name: float(value) for name, value in metrics.items()}
 
@@ -254,4 +273,4 @@ class GRPOModule(LightningModule):
 
     def over_ranks(self, value: Tensor, operation: str) -> Tensor:
         """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""
-        return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)
+        return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op=operation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
         cfg.output_dir = str(folder)
         check_same_run(cfg, folder / CONFIG)
         cfg.first_iteration = 1 + read_checkpoint(checkpoint)["iteration"]
+        if cfg.first_iteration > cfg.iterations:
+            raise ValueError(f"iterations={cfg.iterations}: the run in {folder} has had them all; raise it to go on")
     elif first_process:
         cfg.output_dir = os.environ[SHARED] = str(new_folder(cfg, experiment))
         cfg.first_iteration = 1
@@ -89,21 +92,29 @@ def new_folder(cfg: DictConfig, experiment: str | None) -> Path:
         folder = Path(cfg.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if any(path.name != CONFIG for path in folder.iterdir()):  # a run that never began leaves its config alone
-            raise ValueError(
-                f"output_dir={folder} holds a run; add ckpt_path=last to resume it, or name another folder"
-            )
+            if (folder / LAST).is_file():
+                mend = "holds a run; add ckpt_path=last to resume it, or name another folder"
+            else:
+                mend = "is not empty and holds no checkpoint to resume; name another folder"
+            raise ValueError(f"output_dir={folder} {mend}")
         return folder
     stem = f"logs/{experiment or 'train'}/{datetime.now():%Y%m%d-%H%M%S}-{cfg.seed}"
     for attempt in range(100):
         folder = Path(stem if attempt == 0 else f"{stem}-{attempt}")
-        if not folder.exists():
+        try:
             folder.mkdir(parents=True)
-            return folder
+        except FileExistsError:  # another run began in this second
+            continue
+        return folder
     raise OSError(f"no free folder at {stem}")
 
 
 def check_same_run(cfg: DictConfig, saved: Path) -> None:
     """Refuses to resume a run under settings that it was not started with."""
+    if not saved.is_file():
+        raise FileNotFoundError(
+            f"there is no {saved}: a checkpoint is resumed in its run's folder, whose config is read"
+        )
     before = flatten(OmegaConf.to_container(OmegaConf.load(saved), resolve=True))
     now = flatten(OmegaConf.to_container(cfg, resolve=True))
     differing = sorted(
@@ -111,13 +122,16 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
         for key in before.keys() | now.keys()
         if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not _is_free(key)
     )
+    schedule = now.get("algorithm.scheduler.name") or "constant"
+    if before["iterations"] != now["iterations"] and not schedule.startswith("constant"):
+        differing.insert(0, "iterations")  # the length of the schedule: its earlier part would have been another
     if differing:
         shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
         raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
 
 
 def _is_free(key: str) -> bool:
-    return key in FREE or key.startswith(FREE_GROUPS)
+    return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith("callbacks.attention_signals"))
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
@@ -133,12 +147,13 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
     if ckpt_path is None:
         return None
     path = Path(ckpt_path)
-    for candidate in (path, path / "adapter"):
-        if (candidate / "adapter_config.json").is_file():
-            return candidate
-    for candidate in (path, path / LAST):
-        if candidate.is_file():
-            return candidate
+    if (path / "adapter_config.json").is_file() or path.is_file():
+        return path
+    # A run that was extended and stopped has a checkpoint newer than the adapter of its first end.
+    candidates = [(path / LAST, path / LAST), (path / "adapter" / "adapter_config.json", path / "adapter")]
+    found = [(file.stat().st_mtime, target) for file, target in candidates if file.is_file()]
+    if found:
+        return max(found)[1]
     raise FileNotFoundError(f"ckpt_path={ckpt_path}: no adapter, no run folder and no checkpoint is there")
 
 
@@ -155,12 +170,11 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         return
     saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    keys = [
-        key for key in saved if key == "policy.path" or (key.startswith("task.") and not isinstance(saved[key], dict))
-    ]
+    named = ("policy.path", "max_completion_tokens")
+    keys = [key for key in saved if key in named or (key.startswith("task.") and not isinstance(saved[key], dict))]
     differing = [key for key in keys if saved[key] != now.get(key)]
     if differing:
-        mend = " ".join(f"{key}={saved[key]}" for key in differing[:4])
+        mend = " ".join(shlex.quote(f"{key}={saved[key]}") for key in differing)
         raise ValueError(f"{adapter} was trained under other settings than these; add {mend}")
 
 

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from rhythm.credit import CreditStrategy, UniformCredit
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "credit").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "credit").glob("*.yaml"))
 LENGTHS = [12, 1, 2, 3, 9, 6, 0]
 UNDEFINED = 5  # the row without a defined token
 WIDTH = 12
@@ -21,7 +23,8 @@ ROWS = [40, 41, 42, 43, 44, 45, 46]
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def config(request):
-    return OmegaConf.to_container(OmegaConf.load(request.param))
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+credit={request.param.stem}"]).credit)
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: str, *, every: int = 10):
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every}: must be at least 1")
         self.folder = Path(folder)
         self.every = every
         self.best: float | None = None
@@ -57,6 +59,8 @@ class Checkpoints(Checkpoint):
         if signum or iteration % self.every == 0 or iteration == pl_module.iterations:
             self.save(trainer, "last.ckpt")
         if signum:
+            if trainer.is_global_zero:
+                print(f"saved; ckpt_path=last output_dir={self.folder.parent} goes on", flush=True)
             raise Interrupted(signum)
 
     def save(self, trainer: Trainer, name: str) -> None:

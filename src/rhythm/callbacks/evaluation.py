@@ -35,7 +35,7 @@ class HeldOutEvaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: GRPOModule, stage: str) -> None:
         self._held_out = pl_module.task.test_problems().to_list()[: self.problems]
 
-    def on_train_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
         if pl_module.iteration == 0:
             self.first = self.evaluate(trainer, pl_module)
 

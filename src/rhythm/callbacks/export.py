@@ -36,8 +36,12 @@ class Export(Callback):
         self.folder = Path(folder)
         self.seconds = 0.0  # of training with evaluations, over all processes that had a part in the run
 
-    def on_train_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        if not any(isinstance(callback, HeldOutEvaluation) for callback in trainer.callbacks):
+            raise ValueError("callbacks.export reports what callbacks.evaluation measures; leave out both or neither")
         self._started = perf_counter()
+        if trainer.is_global_zero:
+            print(f"tensorboard --logdir {self.folder}", flush=True)
 
     def on_train_batch_end(self, *args: Any) -> None:
         now = perf_counter()

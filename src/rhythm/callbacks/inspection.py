@@ -24,6 +24,8 @@ class Inspection(RolloutObserver):
     """
 
     def __init__(self, *, every: int = 20, completions: int = 4):
+        if every < 1:
+            raise ValueError(f"inspect_every={every}: must be at least 1")
         self.every = every
         self.completions = completions
 
@@ -33,17 +35,18 @@ class Inspection(RolloutObserver):
         for logger in module.loggers:
             if isinstance(logger, TensorBoardLogger) and module.trainer.is_global_zero:
                 board = logger.experiment
-                board.add_text("completions", completion_table(rollout, self.completions), module.iteration)
+                board.add_text(
+                    "completions", completion_table(rollout, module.group_size, self.completions), module.iteration
+                )
                 for tag, values in histograms(rollout).items():
                     board.add_histogram(tag, values, module.iteration)
                 logger.save()
 
 
-def completion_table(rollout: Rollout, count: int) -> str:
+def completion_table(rollout: Rollout, group_size: int, count: int) -> str:
     """A Markdown table of the first completions of as many prompts; text written by the model is escaped."""
-    group = sum(problem == rollout.problems[0] for problem in rollout.problems)
     rows = ["| problem | completion | reward | advantage | tokens |", "|---|---|---|---|---|"]
-    for i in range(0, min(count * group, len(rollout.completions)), group):
+    for i in range(0, len(rollout.completions), group_size)[:count]:
         cells = [
             ", ".join(f"{key} {value}" for key, value in rollout.problems[i].items()),
             rollout.completions[i],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -61,7 +62,7 @@ class CreditStrategy(ABC):
 
     @property
     def name(self) -> str:
-        return type(self).__name__.removesuffix("Credit").lower()
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.removesuffix("Credit")).lower()
 
     def informed(self, signals: AttentionSignals, mask: Tensor) -> Tensor:
         """Return [N], True where a row has a token at which a required signal is defined, or where none is required."""

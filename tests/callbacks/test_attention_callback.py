@@ -1,0 +1,69 @@
+"""The signals of a training run are those of `attention_signals`, by the heads that earlier iterations chose."""
+
+import copy
+
+import torch
+
+from rhythm import attention_signals
+from rhythm.attention import group_heads
+from rhythm.callbacks.attention_signals import AttentionSignals
+from rhythm.callbacks.observer import RolloutObserver
+from tests.test_module import run
+
+
+class Reread(RolloutObserver):
+    """Reads each rollout again through the library's face, with the weights that scored it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def scored(self, module, rollout):
+        columns = torch.arange(rollout.input_ids.shape[1])
+        completion = rollout.attention_mask & (columns >= rollout.prompt_lengths[:, None])
+        heads = rollout.signals.heads
+        again = attention_signals(
+            module.policy.model, rollout.input_ids, rollout.attention_mask, completion, heads=heads
+        )
+        own = attention_signals(module.policy.model, rollout.input_ids, rollout.attention_mask, completion)
+        self.seen.append((rollout, copy.copy(rollout.signals), again, own, completion))
+        return {}
+
+
+def test_rollout_signals_are_those_of_the_library_token_by_token():
+    reread = Reread()
+    run(callbacks=[AttentionSignals(), reread], max_completion_tokens=130, micro_batch_size=5)
+    ((rollout, signals, again, own, completion),) = reread.seen
+    assert signals.heads == own.heads  # the first iteration groups on its own
+    for name in ("waad", "waad_drop", "fai"):
+        ours, theirs = getattr(signals, name), getattr(again, name)
+        assert torch.equal(ours.isnan() | ~rollout.completion_mask, ours.isnan())
+        torch.testing.assert_close(
+            ours[rollout.completion_mask], theirs[completion], atol=1e-5, rtol=1e-4, equal_nan=True
+        )
+        assert ours[rollout.completion_mask].nan_to_num().std() > 0
+
+
+def test_later_iterations_group_heads_by_all_earlier_ones():
+    reader, reread = AttentionSignals(), Reread()
+    run(callbacks=[reader, reread], iterations=3, max_completion_tokens=60)
+    rows = [int(rollout.completion_mask.sum()) for rollout, *_ in reread.seen]
+    own = [
+        {layer: values * n for layer, values in o.distance.items()}
+        for (*_, o, _), n in zip(reread.seen, rows, strict=True)
+    ]
+    for iteration in (1, 2):
+        sums = {layer: sum(each[layer] for each in own[:iteration]) for layer in own[0]}
+        mean = {layer: total / sum(rows[:iteration]) for layer, total in sums.items()}
+        assert reread.seen[iteration][1].heads == group_heads(mean, 0.3)
+    assert reader.rows == sum(rows)
+    for layer, total in reader.distance.items():
+        torch.testing.assert_close(total, sum(each[layer] for each in own), atol=1e-2, rtol=1e-6)
+
+
+def test_the_state_of_the_reader_is_its_sums():
+    reader = AttentionSignals()
+    run(callbacks=[reader], max_completion_tokens=40)
+    other = AttentionSignals()
+    other.load_state_dict(copy.deepcopy(reader.state_dict()))
+    assert other.heads() == reader.heads()
+    assert AttentionSignals().heads() is None
