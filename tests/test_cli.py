@@ -150,9 +150,10 @@ def test_evaluating_an_adapter_that_is_not_there(here):
 def test_a_folder_that_holds_a_run_is_not_written_to(here, tiny_folder, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
-    assert_one_line(
-        here("train.py", *local(tiny_folder, "output_dir=run")), "output_dir=run holds a run", "ckpt_path=last"
-    )
+    again = local(tiny_folder, "output_dir=run")
+    assert_one_line(here("train.py", *again), "output_dir=run is not empty", "name another folder")
+    (tmp_path / "run" / runs.LAST).touch()
+    assert_one_line(here("train.py", *again), "output_dir=run holds a run", "ckpt_path=last")
     assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 7\n"
 
 

@@ -193,5 +193,5 @@ def test_mean_matched_credit_is_the_same_to_the_last_bit_however_wide_the_paddin
 def test_controls_read_what_they_control_for():
     assert ShuffledCredit(of=AnchorCredit()).requires == {"fai"}
     assert MeanMatchedCredit(of=ShuffledCredit(of=PreplanCredit())).requires == {"waad_drop"}
-    with pytest.raises(ValueError, match=r"^meanmatched credit reads `fai`"):
+    with pytest.raises(ValueError, match=r"^mean_matched credit reads `fai`"):
         MeanMatchedCredit(of=AnchorCredit())(AttentionSignals(), torch.ones(1, 3))
