@@ -68,7 +68,7 @@ class Checkpoints(Checkpoint):
         target = self.folder / name
         staged = target.with_suffix(".tmp")
         self.folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(staged, weights_only=False)
+        trainer.save_checkpoint(staged, weights_only=False)  # with optimizer and counters, not weights alone
         if trainer.is_global_zero:
             with staged.open("rb") as file:
                 os.fsync(file.fileno())
