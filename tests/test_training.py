@@ -32,19 +32,13 @@ SCALARS = {
 }  # fmt: skip
 
 
-def start(script, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def call(script, *arguments):
-    process = start(script, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out
+    """What a script that succeeds prints, in a process of its own as a user starts it."""
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def scalars(folder):
@@ -111,36 +105,6 @@ def test_the_adapter_loads_by_peft_alone(finished):
     assert equal({name: p.data for name, p in loaded.items()}, dict(state))
 
 
-class Nursery:
-    """Trainings that start at once; see tests/nursery.py."""
-
-    def __init__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        pipe = subprocess.PIPE
-        command = [sys.executable, "tests/nursery.py"]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
-
-    def start(self, output, *arguments):
-        self.process.stdin.write(json.dumps([str(output), list(map(str, arguments))]) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def status(self):
-        return int(self.process.stdout.readline())
-
-    def run(self, output, *arguments):
-        self.start(output, *arguments)
-        assert self.status() == 0, output.read_text()
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
-    yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait(timeout=120)
-
-
 def killed_and_resumed(nursery, folder, output, kills, seed):
     """Runs to the end over a number of SIGKILLs; each leaves a whole last checkpoint, or none yet.
 
@@ -158,7 +122,7 @@ def killed_and_resumed(nursery, folder, output, kills, seed):
         elif runs.read_checkpoint(last)["iteration"] == 6:
             last.with_name("previous.ckpt").replace(last)  # too late to resume, and too early to end
         before, resumed = written(), ["ckpt_path=last"] if last.is_file() else []
-        pid = nursery.start(output, *SMOKE, "iterations=6", f"output_dir={folder}", *resumed)
+        pid = nursery.start(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}", *resumed)
         with suppress(ProcessLookupError):  # it has ended by itself
             if len(moments) < kills:
                 while len(moments) % 2 == 0 and written() == before:
@@ -176,7 +140,7 @@ def killed_and_resumed(nursery, folder, output, kills, seed):
 
 def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished, nursery, tmp_path):
     folder, output = tmp_path / "run", tmp_path / "output"
-    pid = nursery.start(output, *SMOKE, "iterations=6", f"output_dir={folder}")
+    pid = nursery.start(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}")
     last = folder / runs.LAST
     deadline = time.time() + 120
     while not last.is_file() and time.time() < deadline:
@@ -188,14 +152,14 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished
     assert "Traceback" not in out
     assert f"ckpt_path=last output_dir={folder}" in out
     assert 1 <= runs.read_checkpoint(last)["iteration"] < 6
-    nursery.run(output, *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
+    nursery.run(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
     assert_same_run(finished[0], folder)
 
 
 def test_a_finished_run_with_iterations_raised_equals_a_longer_one(finished, nursery, tmp_path):
     folder, output = tmp_path / "run", tmp_path / "output"
-    nursery.run(output, *SMOKE, "iterations=3", f"output_dir={folder}")
-    nursery.run(output, *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
+    nursery.run(output, "train.py", *SMOKE, "iterations=3", f"output_dir={folder}")
+    nursery.run(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
     assert_same_run(finished[0], folder)
 
 
@@ -241,33 +205,34 @@ def test_a_run_is_not_resumed_as_another_one(finished, override, difference):
         runs.open_run(cfg, None)
 
 
-def test_a_finished_run_is_not_resumed_without_more_iterations(finished):
-    folder, _ = finished
-    process = start("train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.startswith("error: iterations=6: ")
-    assert len(err.strip().splitlines()) == 1
+def refusal(nursery, output, *command):
+    """The one line that a script prints instead of running."""
+    nursery.start(output, *command)
+    assert nursery.status() == 1
+    (line,) = output.read_text().strip().splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
-def test_eval_measures_an_adapter_again_and_refuses_another_task(finished):
-    folder, _ = finished
-    out = call("eval.py", f"ckpt_path={folder}", "problems=4")
+def test_a_finished_run_is_not_resumed_without_more_iterations(finished, nursery, tmp_path):
+    resumed = ["iterations=6", f"output_dir={finished[0]}", "ckpt_path=last"]
+    assert "error: iterations=6: " in refusal(nursery, tmp_path / "output", "train.py", *SMOKE, *resumed)
+
+
+def test_eval_measures_an_adapter_again_and_refuses_another_task(finished, nursery, tmp_path):
+    folder, output = finished[0], tmp_path / "output"
+    out = nursery.run(output, "eval.py", f"ckpt_path={folder}", "problems=4")
     measured = json.loads((folder / "eval.json").read_text())
     assert measured["problems"] == 4
     assert measured["metrics"] == pytest.approx(json.loads((folder / "metrics.json").read_text())["last"]["metrics"])
     assert "eval/pass@1" in out
-    process = start("eval.py", f"ckpt_path={folder}", "task=countdown_four")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.startswith("error: ")
-    assert "task.count=3" in err
-    assert len(err.strip().splitlines()) == 1
+    assert "task.count=3" in refusal(nursery, output, "eval.py", f"ckpt_path={folder}", "task=countdown_four")
 
 
-def test_a_multirun_trains_every_combination_in_its_own_folder(tmp_path):
+def test_a_multirun_trains_every_combination_in_its_own_folder(nursery, tmp_path):
     arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "logger=csv"]
-    call("train.py", *arguments, f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep")
+    arguments += [f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    nursery.run(tmp_path / "output", "train.py", *arguments)
     assert len(list(tmp_path.glob("*/csv/from_iteration_1/metrics.csv"))) == 4
     runs = sorted(json.loads(path.read_text())["iterations"] for path in tmp_path.glob("*/metrics.json"))
     assert runs == [1, 1, 1, 1]

@@ -1,4 +1,7 @@
-"""What the entry points share: composing, and one readable line where the user's input is at fault."""
+"""What the entry points share: composing, and one readable line where the user's input is at fault.
+
+Torch and Lightning are imported once a config is composed, so that a misspelt key is told in a second.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from rhythm.faults import Interrupted
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRACEBACK = "RHYTHM_TRACEBACK"
@@ -30,7 +34,7 @@ KINDS = (  # of a default, what may stand in its place, and its name; a bool is 
     (list, list, "a list"),
     (str, (str, list), "a word"),  # a word may name a list: layers, targets
 )
-USER_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, OSError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 USER_ERRORS += (FloatingPointError, MemoryError)  # numbers and memory that gave out; the message says what to change
 
 
@@ -39,9 +43,6 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
 
     The environment variable RHYTHM_TRACEBACK=1 shows the whole trace. An interrupted run exits with 128 + signal.
     """
-    from rhythm.callbacks.checkpoints import Interrupted
-
-    _quiet_libraries()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing and exiting
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
@@ -71,8 +72,14 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
     def job(cfg: DictConfig) -> Any:
         try:
             check_kinds(cfg, config_name)
+        except ValueError as error:
+            raise _UserError from error
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        _quiet_libraries()
+        try:
             return run(cfg)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, MisconfigurationException) as error:
             raise _UserError from error
 
     return job

@@ -1,19 +1,31 @@
-"""What to do when numbers or memory give out."""
+"""What to do when numbers or memory give out, or the system asks to stop."""
 
 from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 # torch.OutOfMemoryError is a RuntimeError; libraries beneath it, and torch on the CPU, raise plain ones.
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop; its checkpoint is written. Not an Exception, so that nothing swallows it."""
+
+    def __init__(self, signum: int, run: Path):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.run = run  # the folder whose last checkpoint goes on
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rhythm import cli
-from rhythm.callbacks.checkpoints import Checkpoints, Interrupted
+from rhythm.callbacks.checkpoints import Checkpoints
 from rhythm.callbacks.observer import RolloutObserver
+from rhythm.faults import Interrupted
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.runs import read_checkpoint

@@ -1,4 +1,4 @@
-"""One update on completions that are sampled beforehand, split by whole groups: `python split.py FOLDER DEVICES CASE`.
+"""One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER`.
 
 Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone.
 """
@@ -6,6 +6,7 @@ Every process samples the same rollout and takes its own groups, so that two pro
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -106,6 +107,6 @@ def fit(devices: int, case: str) -> dict:
 
 
 if __name__ == "__main__":
-    folder, devices, case = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    outcome = fit(devices, case)
-    torch.save(outcome, folder / f"rank-{outcome['rank']}.pt")
+    for case in CASES:
+        outcome = fit(int(os.environ["WORLD_SIZE"]), case)
+        torch.save(outcome, Path(sys.argv[1]) / f"{case}-{outcome['rank']}.pt")

@@ -17,12 +17,20 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_take_the_step_of_one_with_twice_the_prompts(case, tmp_path):
-    script = [sys.executable, "tests/distributed/split.py", str(tmp_path), "2", case]
-    done = subprocess.run(script, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder of what two processes did in each case."""
+    folder = tmp_path_factory.mktemp("together")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/distributed/split.py"]
+    command = [sys.executable, *launcher, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_take_the_step_of_one_with_twice_the_prompts(case, together):
+    first, second = (torch.load(together / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1))
     alone = fit(1, case)
     largest = max(float(step.abs().max()) for step in alone["moved"].values())
     assert largest > 1e-4

@@ -13,18 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from rhythm.faults import Interrupted
 from rhythm.module import GRPOModule
 
 MONITOR = "eval/pass@1"
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop; its checkpoint is written. Not an Exception, so that nothing swallows it."""
-
-    def __init__(self, signum: int, run: Path):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.run = run  # the folder whose last checkpoint goes on
 
 
 class Checkpoints(Checkpoint):
