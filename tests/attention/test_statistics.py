@@ -47,7 +47,7 @@ def test_blocks_agree_with_whole_maps(window, horizon, monkeypatch):
     attention, distance, expected_waad, expected_fai, kurtosis = dense(query, key, rows, settings)
     inside = rows[:, None]
     for elements in (1, 2**17, 2**30):  # one sequence at a time, three, all
-        monkeypatch.setattr("rhythm.attention.statistics.BLOCK_ELEMENTS_CPU", elements)
+        monkeypatch.setattr("rhythm.attention.blocks.BLOCK_ELEMENTS_CPU", elements)
         got = head_statistics(query, key, rows, settings, receivers=True)
         assert_signals(got, expected_waad, expected_fai)
         close(got.distance, distance.where(inside, 0).sum((0, 2)), rtol=1e-6, atol=1e-3)
@@ -55,6 +55,15 @@ def test_blocks_agree_with_whole_maps(window, horizon, monkeypatch):
         assert got.rows == rows.sum()
         close(got.kurtosis, kurtosis.nansum(0), rtol=1e-4, atol=1e-4)
         assert got.responses.tolist() == [3] * 4  # one is too short, one is empty
+
+
+def test_one_mask_serves_every_sequence(monkeypatch):
+    monkeypatch.setattr("rhythm.attention.blocks.BLOCK_ELEMENTS_CPU", 1)  # one sequence at a time
+    query, key, rows = random_case()
+    got = head_statistics(query, key, rows, PAPER, mask=(GAPS >= 0)[None, None])
+    expected = head_statistics(query, key, rows, PAPER)
+    assert_signals(got, expected.waad.double(), expected.fai.double())
+    close(got.distance, expected.distance)
 
 
 @pytest.mark.parametrize("scaling", [None, 0.2])
