@@ -1,10 +1,12 @@
 # make demo: trains with anchor credit on the embedded policy. make test, make lint, make board: what they say.
+# make study: the comparison of credit strategies, going on where it was stopped. make study-row ARM=coupled SEED=3: one
+# of its rows once more, compared with what stands in results.csv.
 # make test-slow: the tests that make test leaves out because they take minutes.
 # Each sets up .venv first if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint board
+.PHONY: install demo test test-slow lint board study study-row
 
 install: .venv/installed
 
@@ -29,3 +31,10 @@ lint: install
 
 board: install
 	$(BIN)/tensorboard --logdir logs
+
+study: install
+	$(BIN)/python experiments/study.py experiments/credit_comparison
+	$(BIN)/python experiments/report.py experiments/credit_comparison
+
+study-row: install
+	$(BIN)/python experiments/study.py experiments/credit_comparison --arms $(ARM) --seeds $(SEED) --again

@@ -3,7 +3,8 @@
 A study is a folder with a study.yaml: `arms`, each a name with overrides of train.py; `common`, overrides of all; and
 `seeds`. Every run is a process of its own, by default one thread each and as many at once as there are cores. When a
 run is done its evaluations go to results.csv, a row each. What stands there is not run again, a run that was stopped
-goes on from its last checkpoint, and `--merge FILE` brings in rows that another machine made.
+goes on from its last checkpoint, and `--merge FILE` brings in rows that another machine made. `--again` runs what
+stands there once more and tells where a number differs.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ TRAINED = {  # means over the iterations since the row before
     "entropy": "entropy",
     "grad_norm": "grad_norm",
     "credit_mean": "credit/mean",
+    "credit_entropy_weighted": "credit/entropy_weighted",
     "iteration_seconds": "time/iteration",
 }
 FIELDS = ("credit", "seed", "iteration", *EVALUATED, "low", "high", "n", *TRAINED, "run_seconds", "peak_mb")
+OF_THE_MACHINE = ("iteration_seconds", "run_seconds", "peak_mb")  # what the same run measures differently again
 Row = dict[str, str]
 
 
@@ -185,6 +188,27 @@ def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: 
             raise
 
 
+def run_again(study: Study, runs: Iterable[tuple[str, int]], logs: Path, threads: int) -> int:
+    """Trains runs once more from the start, prints their rows, and returns how many numbers differ from results.csv."""
+    stand = {(*run_of(row), row["iteration"]): row for row in study.rows()}
+    differ = 0
+    for arm, seed in runs:
+        folder = (logs / f"again-{arm}-{seed}").resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        for row in run_once(study, arm, seed, folder, threads=threads, children=[]):
+            print("  ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)
+            before = stand.get((arm, seed, row["iteration"]))
+            if before is None:
+                raise RuntimeError(
+                    f"{arm}, seed {seed}: {study.results} has no iteration {row['iteration']} to compare"
+                )
+            others = [name for name in FIELDS if name not in OF_THE_MACHINE and row[name] != before.get(name, "")]
+            differ += len(others)
+            for name in others:
+                print(f"  {name} was {before.get(name)} in {study.results}", flush=True)
+    return differ
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a study.yaml")
@@ -194,6 +218,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--logs", type=Path, help="where the runs themselves go; default logs/<study>")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take in these results.csv, and run nothing")
+    parser.add_argument("--again", action="store_true", help="run these once more and compare with results.csv")
     args = parser.parse_args()
     study = Study.load(args.study)
     for path in args.merge:
@@ -206,8 +231,12 @@ def main() -> None:
     runs = [(arm, seed) for seed, arm in product(args.seeds or study.seeds, arms)]  # seed by seed: stopped early,
     # every arm still has the same seeds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logs = args.logs or ROOT / "logs" / study.folder.resolve().name
     try:
-        run_all(study, runs, args.logs or ROOT / "logs" / study.folder.resolve().name, args.workers, args.threads)
+        if args.again:
+            differ = run_again(study, runs, logs, args.threads)
+            sys.exit(f"{differ} numbers differ" if differ else None)
+        run_all(study, runs, logs, args.workers, args.threads)
     except RuntimeError as error:
         sys.exit(f"error: {error}")
 

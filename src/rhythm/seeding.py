@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from numpy.random import SeedSequence
 
-PURPOSES = ("prompts", "sampling", "minibatches", "credit", "evaluation", "adapter", "bootstrap")
+PURPOSES = ("prompts", "sampling", "minibatches", "credit", "evaluation", "adapter", "bootstrap", "permutation")
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:

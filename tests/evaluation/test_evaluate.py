@@ -162,6 +162,7 @@ def test_the_numbers_of_an_evaluation():
     assert measured.metrics() == pytest.approx(
         {
             "eval/pass@1": 0.5,
+            "eval/pass@2": 2 / 3,
             "eval/pass@1_well_formed": 2 / 4,  # of four that parse and ended, two are right
             "eval/well_formed": 4 / 6,
             "eval/parsed": 5 / 6,
@@ -173,7 +174,7 @@ def test_the_numbers_of_an_evaluation():
     summary = measured.summary()
     low, high = summary["intervals"]["eval/pass@1"]
     assert 0 <= low <= 0.5 <= high <= 1
-    assert (summary["problems"], summary["samples"]) == (3, 2)
+    assert (summary["problems"], summary["samples"], summary["correct"]) == (3, 2, [1, 2, 0])
 
 
 def test_pass_at_8_is_told_where_there_are_8_samples():

@@ -44,14 +44,19 @@ class Evaluation:
         }
 
     def summary(self) -> dict[str, Any]:
-        """The metrics with 95% intervals and sizes, as it stands in metrics.json and eval.json."""
+        """The metrics with 95% intervals and sizes, as it stands in metrics.json and eval.json.
+
+        `correct` counts the right samples of each problem, so that two evaluations can be compared problem by problem.
+        """
         intervals = {f"eval/pass@{k}": list(self.pass_at(k).interval()) for k in self.ks}
         problems, samples = self.correct.shape
-        return {"metrics": self.metrics(), "intervals": intervals, "problems": problems, "samples": samples}
+        sizes = {"problems": problems, "samples": samples, "correct": self.correct.sum(1).tolist()}
+        return {"metrics": self.metrics(), "intervals": intervals, **sizes}
 
     @property
     def ks(self) -> tuple[int, ...]:
-        return tuple(k for k in (1, 8) if k <= self.correct.shape[1])
+        samples = self.correct.shape[1]
+        return tuple(sorted({k for k in (1, 8, samples) if k <= samples}))
 
     def pass_at(self, k: int) -> PassAtK:
         metric = PassAtK(k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -29,12 +30,13 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 
 
 def bootstrap_interval(
-    values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [P] by resampling problems."""
+    """Percentile interval of the mean of `values` [n], or [strata, n], by resampling within each stratum."""
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    values = values.cpu().double().numpy()
-    means = values[draw.integers(len(values), size=(resamples, len(values)))].mean(1)
+    strata = np.atleast_2d(np.asarray(values, float))
+    n = strata.shape[1]
+    means = np.mean([stratum[draw.integers(n, size=(resamples, n))].mean(1) for stratum in strata], 0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -58,4 +60,4 @@ class PassAtK(Metric):
         return dim_zero_cat(self.values).mean()
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        return bootstrap_interval(dim_zero_cat(self.values), level)
+        return bootstrap_interval(dim_zero_cat(self.values).cpu(), level)

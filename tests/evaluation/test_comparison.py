@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from rhythm.evaluation.comparison import (
+    compare,
+    holm,
+    interquartile_mean,
+    probability_of_improvement,
+    sign_flip_p,
+    smallest_difference,
+)
+from rhythm.evaluation.metrics import bootstrap_interval
+
+
+def test_the_signs_of_pairs_give_p_by_hand():
+    # Of the 8 ways to sign 1, 2, 3, sums of 6 and −6 are as far from 0 as what was seen; all but ±0 are for 1, 2, −3.
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 8)
+    assert sign_flip_p(np.array([1.0, 2.0, -3.0])) == pytest.approx(1.0)
+    assert sign_flip_p(np.ones(10)) == pytest.approx(2 / 1024)
+    assert sign_flip_p(np.zeros(10)) == 1.0
+
+
+def test_improvement_counts_pairs_and_halves_ties():
+    assert probability_of_improvement(np.array([1.0, 2.0]), np.array([1.0, 0.0])) == pytest.approx(3.5 / 4)
+    assert probability_of_improvement(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0.5
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
+    assert interquartile_mean([100, 1, 2, 3, 4, 5, 6, -100]) == pytest.approx(3.5)
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.6 times 4, 3, 2, 1; never less than the one before, never above 1.
+    assert holm([0.03, 0.01, 0.6, 0.02]) == pytest.approx([0.06, 0.04, 0.6, 0.06])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_strata_are_resampled_apart():
+    """Two seeds that differ by a constant: what is between them is no part of the interval over problems."""
+    problems = np.random.default_rng(0).normal(size=200)
+    low, high = bootstrap_interval(np.stack([problems, problems + 100]))
+    assert (low + high) / 2 == pytest.approx(problems.mean() + 50, abs=0.05)
+    assert high - low == pytest.approx(2 * 1.96 * problems.std() / np.sqrt(400), rel=0.1)
+
+
+def test_pairs_see_a_difference_that_their_common_spread_hides():
+    draw = np.random.default_rng(0)
+    theirs = draw.normal(size=10)
+    seen = compare(theirs + 0.1 + 0.05 * draw.normal(size=10), theirs)
+    assert seen.low < 0.1 < seen.high
+    assert seen.distinguishable
+    assert "not distinguishable" not in str(seen)
+    alone = compare(draw.normal(size=10) + 0.1, theirs)
+    assert not alone.distinguishable
+    assert str(alone).endswith("10 pairs: not distinguishable")
+
+
+def test_a_comparison_turned_around_changes_its_sign_alone():
+    draw = np.random.default_rng(0)
+    ours, theirs = draw.random((3, 20)), draw.random((3, 20))
+    one, other = compare(ours, theirs), compare(theirs, ours)
+    assert one.difference == pytest.approx((ours - theirs).mean()) == pytest.approx(-other.difference)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.01)
+    assert one.improvement == pytest.approx(1 - other.improvement)
+    assert one.p == pytest.approx(other.p, abs=0.02)
+
+
+def test_what_is_no_pair_is_refused():
+    with pytest.raises(ValueError, match="the same problems and seeds"):
+        compare([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="at least two"):
+        compare([1], [2])
+
+
+def test_the_smallest_difference_is_found_as_often_as_it_says():
+    difference = smallest_difference(spread=2.0, pairs=10)
+    assert difference == pytest.approx(2.0 * 0.996, rel=0.01)  # d = 0.996 for n = 10: Cohen 1988's table
+    samples = np.random.default_rng(0).normal(difference, 2.0, size=(4000, 10))
+    t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(10))
+    assert np.mean(np.abs(t) > 2.262) == pytest.approx(0.8, abs=0.02)
