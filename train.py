@@ -29,6 +29,7 @@ def train(cfg: DictConfig) -> float:
         prompts_per_iteration=cfg.prompts_per_iteration,
         iterations=cfg.iterations,
         seed=cfg.seed,
+        chat=policy.chat,
     )
     callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     module.check_signals(callbacks)  # before a logger writes into the run's folder

@@ -16,7 +16,7 @@ SPECIALS = ["<pad>", "<eos>", "<unk>"]
 WORDS = [*SPECIALS, *map(str, range(40)), *"+-*/():.", "numbers", "target", "my", "answer", "is", "so", "then", "a"]
 
 
-def word_tokenizer(words: Sequence[str], *, pad: str = "<pad>", eos: str = "<eos>") -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Sequence[str], *, pad: str | None = "<pad>", eos: str = "<eos>") -> PreTrainedTokenizerFast:
     """A tokenizer of whole words; the id of a word is its place."""
     unknown = "<unk>" if "<unk>" in words else words[0]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))

@@ -328,6 +328,8 @@ def test_an_adapter_is_found_by_its_folder_its_run_or_a_checkpoint(run):
     assert runs.find_adapter(str(run)) == run / runs.LAST
     (run / "metrics.json").write_text('{"iterations": 3}')
     assert runs.find_adapter(str(run)) == runs.find_adapter(str(run / "adapter")) == run / "adapter"
+    (run / "adapter" / "adapter_config.json").rename(run / "adapter" / "config.json")  # of a whole model
+    assert runs.find_adapter(str(run)) == runs.find_adapter(str(run / "adapter")) == run / "adapter"
     assert runs.run_folder(run / "adapter") == runs.run_folder(run / runs.LAST) == run
 
 
@@ -337,6 +339,12 @@ def test_an_adapter_is_not_evaluated_on_another_task(run):
         runs.check_same_subject(config(task={"count": 4}), run / runs.LAST)
     with pytest.raises(ValueError, match=r"than these; add '~task.template'$"):
         runs.check_same_subject(config(task={"count": 3, "template": "another"}), run / runs.LAST)
+
+
+def test_a_policy_is_not_evaluated_on_prompts_of_another_form(run):
+    OmegaConf.save(config(policy={"path": "base", "chat_template": True}), run / "config.yaml")
+    with pytest.raises(ValueError, match=r"than these; add policy.chat_template=True$"):
+        runs.check_same_subject(config(policy={"path": "base", "chat_template": False}), run / "adapter")
 
 
 def test_a_checkpoint_is_not_evaluated_at_another_scale(run):

@@ -7,6 +7,7 @@ from torch import nan
 from rhythm.credit import AnchorCredit, UniformCredit
 from rhythm.metrics import credit_metrics, punctuation, rollout_metrics
 from rhythm.objective import Objective
+from rhythm.stopping import Stopping
 from rhythm.types import AttentionSignals, Rollout
 from tests.policies import WORDS, word_tokenizer
 
@@ -109,7 +110,7 @@ def test_groups_of_one_have_no_spread():
 
 
 def test_the_numbers_of_credit():
-    metrics = credit_metrics(hand_made(), AnchorCredit(top_fraction=0.4, amplification=1.5), TOKENIZER)
+    metrics = credit_metrics(hand_made(), AnchorCredit(top_fraction=0.4, amplification=1.5), Stopping(TOKENIZER))
     tenths = {f"credit/amplified_tenth_{i:02}": 0.0 for i in range(1, 11)}
     # A response of 3 has its tokens in the 1st, 4th and 7th tenth, one of 2 in the 1st and 6th.
     tenths |= {"credit/amplified_tenth_01": 2 / 4, "credit/amplified_tenth_06": 1 / 2}
@@ -124,7 +125,7 @@ def test_the_numbers_of_credit():
             **tenths,
         }
     )
-    assert credit_metrics(hand_made(), UniformCredit(), TOKENIZER)["credit/uninformed"] == 0.0
+    assert credit_metrics(hand_made(), UniformCredit(), Stopping(TOKENIZER))["credit/uninformed"] == 0.0
 
 
 def test_punctuation_has_no_letter_and_no_digit():

@@ -236,36 +236,3 @@ def test_adapter_state_of_another_shape_is_refused(tiny_folder, settings):
         policy.load_adapter_state(tiny(tiny_folder, **settings).adapter_state())
     with pytest.raises(ValueError, match=r"saved, .* here"):
         policy.load_adapter_state({})
-
-
-# ---- bases
-
-
-def test_an_unknown_embedded_policy_is_refused_with_what_there_is():
-    with pytest.raises(
-        ValueError, match=r"policy.path=embedded:huge: no such embedded policy; there is .*tiny_countdown"
-    ):
-        Policy("embedded:huge")
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"policy.path=.*nowhere: there is no such folder"):
-        Policy(str(tmp_path / "nowhere"))
-
-
-def test_a_tokenizer_without_an_end_is_refused(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder, tmp_path / "endless")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
-    with pytest.raises(ValueError, match="names no end-of-sequence token"):
-        tiny(folder)
-
-
-def test_a_tokenizer_without_padding_pads_with_the_end_on_the_left(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder, tmp_path / "unpadded")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None, "padding_side": "right"}))
-    tokenizer = tiny(folder).tokenizer
-    encoded = tokenizer(["my answer is", "so"], padding=True)
-    end = tokenizer.eos_token_id
-    assert encoded["input_ids"] == [[WORDS.index(w) for w in ("my", "answer", "is")], [end, end, WORDS.index("so")]]

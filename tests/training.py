@@ -57,6 +57,7 @@ def countdown(kind=EasyCountdown, template="numbers : {numbers} target : {target
 
 def run(
     *,
+    policy=None,
     task=None,
     credit=None,
     callbacks=(),
@@ -70,7 +71,7 @@ def run(
     """Trains a fresh policy; by SGD at rate 1, unclipped, the adapter moves by minus the gradient."""
     seed_adapter(0)
     task = task or countdown()
-    policy = perturb(Policy(EMBEDDED, rank=4, alpha=8))
+    policy = policy or perturb(Policy(EMBEDDED, rank=4, alpha=8))
     settings = {"group_size": 4, "updates_per_iteration": 1, "max_completion_tokens": 60} | settings
     objective = settings.pop("objective", Objective())
     watcher = Watcher()
@@ -84,7 +85,9 @@ def run(
         max_grad_norm=settings.pop("max_grad_norm", math.inf),
         **settings,
     )
-    data = PromptData(task, policy.tokenizer, prompts_per_iteration=prompts, iterations=iterations, seed=0)
+    data = PromptData(
+        task, policy.tokenizer, prompts_per_iteration=prompts, iterations=iterations, seed=0, chat=policy.chat
+    )
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

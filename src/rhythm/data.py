@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from rhythm.chat import Chat
 from rhythm.seeding import generator
 from rhythm.tasks.base import Task
 from rhythm.types import Prompts
@@ -68,9 +69,15 @@ class IterationSampler(Sampler[list[int]]):
         return self._order[offset]
 
 
-def collate_prompts(task: Task, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict[str, Any]]) -> Prompts:
-    """Tokenizes the prompts of some problems, padded on the left."""
-    encoded = tokenizer([task.prompt(problem) for problem in problems], return_tensors="pt", padding=True)
+def collate_prompts(
+    task: Task, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict[str, Any]], chat: Chat | None = None
+) -> Prompts:
+    """Tokenizes the prompts of some problems, padded on the left; as turns of a conversation where `chat` is given."""
+    texts = [task.prompt(problem) for problem in problems]
+    if chat is None:
+        encoded = tokenizer(texts, return_tensors="pt", padding=True)
+    else:  # a template writes the beginning of sequence itself
+        encoded = tokenizer([chat(text) for text in texts], return_tensors="pt", padding=True, add_special_tokens=False)
     return Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), list(problems))
 
 
@@ -78,7 +85,14 @@ class PromptData(LightningDataModule):
     """One batch is one iteration's prompts."""
 
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, prompts_per_iteration: int, iterations: int, seed: int
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompts_per_iteration: int,
+        iterations: int,
+        seed: int,
+        chat: Chat | None = None,
     ):
         super().__init__()
         self.task = task
@@ -86,6 +100,7 @@ class PromptData(LightningDataModule):
         self.prompts_per_iteration = prompts_per_iteration
         self.iterations = iterations
         self.seed = seed
+        self.chat = chat
 
     def setup(self, stage: str) -> None:
         self.problems = self.task.train_problems()
@@ -103,7 +118,7 @@ class PromptData(LightningDataModule):
         return DataLoader(
             self.problems,
             batch_sampler=sampler,
-            collate_fn=lambda problems: collate_prompts(self.task, self.tokenizer, problems),
+            collate_fn=lambda problems: collate_prompts(self.task, self.tokenizer, problems, self.chat),
         )
 
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from rhythm.advantages import equal_rewards, group_spread
 from rhythm.credit import CreditStrategy
 from rhythm.losses import kl_estimate, masked_mean
+from rhythm.stopping import Stopping
 from rhythm.types import Rollout
 
 
@@ -36,7 +37,7 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
     return metrics
 
 
-def credit_metrics(rollout: Rollout, strategy: CreditStrategy, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+def credit_metrics(rollout: Rollout, strategy: CreditStrategy, stopping: Stopping) -> dict[str, float]:
     """How much the credit amplifies, and what.
 
     `credit/entropy_weighted` is Σγ·H / ΣH: the mean weight where tokens had a choice, for a token that was certain
@@ -54,11 +55,9 @@ def credit_metrics(rollout: Rollout, strategy: CreditStrategy, tokenizer: PreTra
         "credit/uninformed": float((~strategy.informed(rollout.signals, mask)).float().mean()),
         "credit/amplified": float(masked_mean(amplified, mask)),
         "credit/amplified_punctuation": float(
-            masked_mean(amplified, mask & punctuation(rollout.completion_ids, tokenizer))
+            masked_mean(amplified, mask & punctuation(rollout.completion_ids, stopping.tokenizer))
         ),
-        "credit/amplified_end": float(
-            masked_mean(amplified, mask & (rollout.completion_ids == tokenizer.eos_token_id))
-        ),
+        "credit/amplified_end": float(masked_mean(amplified, mask & stopping.is_end(rollout.completion_ids))),
     }
     shares = {f"credit/amplified_tenth_{i + 1:02}": masked_mean(amplified, mask & (tenth == i)) for i in range(10)}
     return metrics | {name: float(share) for name, share in shares.items()}

@@ -148,9 +148,8 @@ class GRPOModule(LightningModule):
             with clock("update"):
                 updated = self.update(rollout, shape_advantages(rollout.advantages, rollout.credit, self.sign))
         clock.seconds["score"] -= observed.get("time/signals", 0.0)
-        described = rollout_metrics(rollout, self.group_size) | credit_metrics(
-            rollout, self.credit, self.policy.tokenizer
-        )
+        described = rollout_metrics(rollout, self.group_size)
+        described |= credit_metrics(rollout, self.credit, self.policy.stopping)
         self.record(described | observed | updated | clock.metrics())
         self.observers.learned(rollout)
 
@@ -164,6 +163,7 @@ class GRPOModule(LightningModule):
                 group_size=self.group_size,
                 max_completion_tokens=self.max_completion_tokens,
                 temperature=self.temperature,
+                stopping=self.policy.stopping,
                 generator=generator(self.seed, "sampling", self.iteration, self.global_rank, device=self.device),
             )
 
@@ -177,7 +177,7 @@ class GRPOModule(LightningModule):
         """The tokens [N, T] that credit may tell apart; the others weigh 1."""
         if not self.exclude_eos:
             return rollout.completion_mask
-        return rollout.completion_mask & (rollout.completion_ids != self.policy.tokenizer.eos_token_id)
+        return rollout.completion_mask & ~self.policy.stopping.is_end(rollout.completion_ids)
 
     def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
         """The iteration's optimizer steps on shaped advantages [N, T]."""

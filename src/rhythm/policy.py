@@ -6,25 +6,17 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-EMBEDDED = "embedded:"
-# What no plain LoRA adapter has: it lies outside of W + B·A, which the sampler folds and the reference leaves out.
-NOT_PLAIN = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
+from rhythm.chat import Chat
+from rhythm.loading import choose_pad, load_adapter, load_base, load_weights
+from rhythm.stopping import Stopping
 
 
 class Policy(nn.Module):
@@ -39,6 +31,16 @@ class Policy(nn.Module):
         adapter: a folder of a PEFT LoRA adapter to start from, in safetensors; its rank, alpha and targets are used.
         dtype: of the base weights; adapters are kept in float32.
         attn_implementation: of transformers; named here so that no config.json chooses a kernel to download.
+        quantization: "4bit" keeps the base's matrices in 4 bits (bitsandbytes, CUDA); the adapter stays in float32.
+        activation_checkpointing: keep only each layer's input in an update and compute the rest again; a third more
+            time for a fraction of the memory. Changes no result.
+        full: train every weight instead of an adapter, in float32: an update of 1e-6 is lost in bfloat16. The reference
+            is a frozen copy, so 20 bytes a parameter with gradients and Adam's moments, where LoRA in bfloat16 takes
+            little more than 2; checkpoints hold every weight, and `adapter` is a folder of weights to start from.
+        chat_template: prompts are the user's turn of the tokenizer's own template, and its end of turn ends a
+            completion too; False continues the plain text.
+        system_prompt: the turn before; needs chat_template.
+        stop_strings: text that ends a completion; the token that completes it is the last one.
         trust_remote_code: run the Python files that come with a model whose architecture transformers does not know,
             with your rights. Read them first.
         folded_sampling: sample from a copy of the weights with the adapter folded in, made afresh every iteration. As
@@ -57,27 +59,52 @@ class Policy(nn.Module):
         adapter: str | None = None,
         dtype: str = "float32",
         attn_implementation: str = "sdpa",
+        quantization: str | None = None,
+        activation_checkpointing: bool = False,
+        full: bool = False,
+        chat_template: bool = False,
+        system_prompt: str | None = None,
+        stop_strings: Sequence[str] = (),
         trust_remote_code: bool = False,
         folded_sampling: bool | None = None,
     ):
         super().__init__()
         if lora_dropout:
             raise ValueError(f"policy.lora_dropout={lora_dropout}: must be 0, or the policy ratio would not start at 1")
-        if folded_sampling is None:
-            folded_sampling = dtype == "float32"
+        if system_prompt is not None and not chat_template:
+            raise ValueError("policy.system_prompt is a turn of a conversation: add policy.chat_template=true")
+        if full:
+            check_full(dtype, quantization)
+        folded_sampling = may_fold(folded_sampling, dtype, plain=quantization is None and not full)
         self.path = path
+        self.full = full
         base, self.tokenizer = load_base(
-            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
         )
-        unadapted = copy.deepcopy(base, _shared_parameters(base)) if folded_sampling else None
-        if adapter is None:
-            targets = targets if isinstance(targets, str) else list(targets)
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
-            self.model = get_peft_model(base, config)
+        self.chat = Chat(self.tokenizer, system_prompt) if chat_template else None
+        self.stopping = Stopping(self.tokenizer, _named_ends(base, self.chat), stop_strings)
+        choose_pad(self.tokenizer, self.stopping.token_ids)
+        if activation_checkpointing:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+        # In tuples, so that they are no submodules: they have no gradients, no optimizer state and are never saved.
+        self._folded: tuple[PreTrainedModel, ...] = ()
+        self._frozen: tuple[PreTrainedModel, ...] = ()
+        if full:
+            self._frozen = (copy.deepcopy(base),)
+            self.model = load_weights(base, adapter).requires_grad_(True)
         else:
-            self.model = load_adapter(base, adapter, is_trainable=True)
-        # Kept in a tuple, so that it is no submodule: it has no gradients, no optimizer state and is never saved.
-        self._folded = (_unshare(unadapted, self.model),) if folded_sampling else ()
+            unadapted = copy.deepcopy(base, _shared_parameters(base)) if folded_sampling else None
+            if adapter is None:
+                targets = targets if isinstance(targets, str) else list(targets)
+                config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+                self.model = get_peft_model(base, config)
+            else:
+                self.model = load_adapter(base, adapter, is_trainable=True)
+            self._folded = (_unshare(unadapted, self.model),) if folded_sampling else ()
         self.eval()
 
     @property
@@ -85,10 +112,11 @@ class Policy(nn.Module):
         return self.model.device
 
     def adapter_parameters(self) -> list[nn.Parameter]:
+        """What is trained: the adapter, or with `full` every weight."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def adapter_state(self) -> dict[str, Tensor]:
-        return get_peft_model_state_dict(self.model)
+        return self.model.state_dict() if self.full else get_peft_model_state_dict(self.model)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError where the tensors are not those of this adapter: another base, rank or targets."""
@@ -101,12 +129,16 @@ class Policy(nn.Module):
                 f"the checkpoint's adapter does not fit this policy: {len(differing)} tensors differ, first {name}: "
                 f"{given.get(name)} saved, {own.get(name)} here; use its policy.path, policy.rank and policy.targets"
             )
-        set_peft_model_state_dict(self.model, state)
+        if self.full:
+            self.model.load_state_dict(state)
+        else:
+            set_peft_model_state_dict(self.model, state)
 
     def fingerprint(self) -> str:
         """A digest of the base: names, shapes and the first values of its weights."""
         digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        (base,) = self._frozen or (self.model,)
+        for name, parameter in base.named_parameters():
             if not parameter.requires_grad:
                 digest.update(f"{name} {tuple(parameter.shape)} {parameter.flatten()[:8].tolist()}".encode())
         return digest.hexdigest()[:16]
@@ -120,13 +152,24 @@ class Policy(nn.Module):
             )
 
     def save_adapter(self, folder: Path) -> None:
+        """A folder that PEFT loads, or with `full` one that transformers loads."""
         self.model.save_pretrained(folder)
+        if self.full:
+            self.tokenizer.save_pretrained(folder)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the model is the reference: the base weights alone."""
-        with self.model.disable_adapter():
+        if not self._frozen:
+            with self.model.disable_adapter():
+                yield
+            return
+        trained = self.model
+        self.model = self._frozen[0].to(self.device)
+        try:
             yield
+        finally:
+            self.model = trained
 
     @torch.no_grad()
     def sampler(self) -> nn.Module:
@@ -141,72 +184,35 @@ class Policy(nn.Module):
         return folded
 
 
-def load_base(
-    path: str, *, dtype: str = "float32", attn_implementation: str = "sdpa", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The frozen base model, without dropout, and its tokenizer. `embedded:NAME` and folders need no network."""
-    source: str | Path = path
-    if path.startswith(EMBEDDED):
-        source = Path(str(resources.files("rhythm") / "assets" / path.removeprefix(EMBEDDED)))
-        if not source.is_dir():
-            names = sorted(folder.name for folder in source.parent.iterdir() if folder.is_dir())
-            raise ValueError(f"policy.path={path}: no such embedded policy; there is {', '.join(names)}")
-    elif path.startswith(("/", ".", "~")) and not Path(path).is_dir():  # no hub name either
-        raise FileNotFoundError(f"policy.path={path}: there is no such folder")
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"policy.dtype={dtype}: use float32, bfloat16 or float16")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"policy.path={path}: no model could be loaded from there: {reason}") from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        mend = "read it, then set policy.trust_remote_code=true to run it"
-        raise ValueError(f"policy.path={path}: this model comes with code of its own; {mend}") from error
-    if tokenizer.eos_token_id is None:
+def check_full(dtype: str, quantization: str | None) -> None:
+    """Raises ValueError where every weight cannot be trained: rounded ones would swallow most updates."""
+    if dtype != "float32" or quantization is not None:
+        kept = f"policy.quantization={quantization}" if quantization else f"policy.dtype={dtype}"
         raise ValueError(
-            f"policy.path={path}: the tokenizer names no end-of-sequence token, so no completion could end"
+            f"policy.full=true with {kept}: weights that are trained are kept in float32; set policy.dtype=float32 "
+            "policy.quantization=null (trainer.precision=bf16-mixed computes in bfloat16)"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    _silence_dropout(model)
-    return model.requires_grad_(False), tokenizer
 
 
-def load_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = False) -> PeftModel:
-    """Puts a saved LoRA adapter on a base model; whatever dropout it was trained with is left out."""
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"policy.adapter={folder}: no adapter_config.json there; give the folder of a PEFT adapter"
+def may_fold(wanted: bool | None, dtype: str, *, plain: bool) -> bool:
+    """Whether to sample from folded weights: by default where the sum is exact to float32.
+
+    Raises:
+        ValueError: wanted where there are no plain matrices with an adapter to fold in.
+    """
+    if wanted and not plain:
+        raise ValueError(
+            "policy.folded_sampling=true needs a LoRA adapter on a base that is not quantized; leave it out"
         )
-    if not (Path(folder) / "adapter_model.safetensors").is_file():  # PEFT would go on to a pickle, and to the hub
-        raise FileNotFoundError(
-            f"policy.adapter={folder}: no adapter_model.safetensors there, and pickles are not loaded; save it with "
-            "save_pretrained(folder, safe_serialization=True)"
-        )
-    config = PeftConfig.from_pretrained(folder)
-    if config.peft_type != "LORA" or config.bias != "none" or any(getattr(config, name) for name in NOT_PLAIN):
-        raise ValueError(f"policy.adapter={folder}: only plain LoRA adapters, of weight matrices alone, can be used")
-    config.lora_dropout = 0.0
-    return PeftModel.from_pretrained(base, folder, config=config, is_trainable=is_trainable)
+    return (dtype == "float32" and plain) if wanted is None else wanted
 
 
-def _silence_dropout(model: nn.Module) -> None:
-    """Updates run in train mode; any dropout there would make the first ratio of an iteration differ from 1."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if name.endswith("dropout") and isinstance(value, float):  # as attention layers keep it
-                setattr(module, name, 0.0)
+def _named_ends(model: PreTrainedModel, chat: Chat | None) -> set[int]:
+    """The ends of sequence of generation_config.json, one or several, and a chat template's end of turn."""
+    named = model.generation_config.eos_token_id
+    ends = set() if named is None else {named} if isinstance(named, int) else set(named)
+    turn = chat.end_of_turn() if chat else None
+    return ends if turn is None else ends | {turn}
 
 
 def _adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:

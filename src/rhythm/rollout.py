@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rhythm.decoding import fast_decoding, make_cache
+from rhythm.stopping import Stopping
 from rhythm.types import Prompts, Rollout
 
 DROP_BELOW = 0.8  # rows are dropped from the cache when fewer than this share of them are still being written
@@ -24,31 +25,32 @@ def sample(
     group_size: int,
     max_completion_tokens: int,
     temperature: float = 1.0,
+    stopping: Stopping | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollout:
     """Samples `group_size` completions for each prompt from the full softmax at `temperature`; 0 is greedy.
 
     Args:
         prompts: [B, P], padded on the left.
+        stopping: what ends a completion; None is the tokenizer's end of sequence.
         generator: on the model's device; the completions follow from it and the weights alone.
     Returns:
         A rollout of N = B·G rows whose later fields are None.
     """
     with fast_decoding(model):
-        ids = sample_ids(
+        ids, lengths, ended = sample_ids(
             model,
             prompts.input_ids,
             prompts.attention_mask.bool(),
             group_size=group_size,
             max_completion_tokens=max_completion_tokens,
             temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id,
+            stopping=stopping or Stopping(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             generator=generator,
         )
-    ended = (ids == tokenizer.eos_token_id).cumsum(1)
-    mask = (ended - (ids == tokenizer.eos_token_id).long()) == 0  # up to and with the first EOS
-    return pack(prompts, ids, mask, truncated=ended[:, -1] == 0, group_size=group_size, tokenizer=tokenizer)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # up to and with the token that ends it
+    return pack(prompts, ids, mask, truncated=~ended, group_size=group_size, tokenizer=tokenizer)
 
 
 def pack(
@@ -89,11 +91,16 @@ def sample_ids(
     group_size: int,
     max_completion_tokens: int,
     temperature: float,
-    eos_token_id: int,
+    stopping: Stopping,
     pad_token_id: int,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Token ids of the completions, [N, T], T ≤ max_completion_tokens, `pad_token_id` behind each end of sequence."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions, one token after the other.
+
+    Returns:
+        Token ids [N, T], T ≤ max_completion_tokens, `pad_token_id` behind each end; lengths [N], the token that ends a
+        completion included; and whether one did before the limit, [N] bool.
+    """
     padded = not bool(attention_mask.all())  # unpadded prompts need no mask, which is faster
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     cache = make_cache(model.config)
@@ -113,14 +120,16 @@ def sample_ids(
     completions = input_ids.new_full((logits.shape[0], max_completion_tokens), pad_token_id)
     rows = torch.arange(logits.shape[0], device=input_ids.device)  # the completions that the cache's rows write
     writing = torch.ones_like(rows, dtype=torch.bool)
+    lengths, ended = torch.zeros_like(rows), torch.zeros_like(writing)
     for step in range(max_completion_tokens):
         tokens = draw(logits, temperature, generator).masked_fill(~writing, pad_token_id)
         completions[rows, step] = tokens
-        writing = writing & (tokens != eos_token_id)
+        lengths[rows] += writing
+        over = writing & stopping.ended(completions[:, : step + 1], rows)
+        ended[rows] |= over
+        writing = writing & ~over
         count = int(writing.sum())
-        if count == 0:
-            return completions[:, : step + 1]
-        if step == max_completion_tokens - 1:
+        if count == 0 or step == max_completion_tokens - 1:
             break
         if count < DROP_BELOW * len(rows):
             keep = writing.nonzero()[:, 0]
@@ -138,7 +147,7 @@ def sample_ids(
             use_cache=True,
         ).logits[:, -1]
         position = position + 1
-    return completions
+    return completions[:, : step + 1], lengths, ended
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

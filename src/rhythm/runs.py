@@ -31,6 +31,8 @@ FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
 FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
+# What a policy is asked and when it ends, and of what kind its trained weights are.
+SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
 _claims: dict[Path, FileLock] = {}
 
 
@@ -213,17 +215,22 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
     if ckpt_path is None:
         return None
     path = Path(ckpt_path)
-    if (path / "adapter_config.json").is_file() or path.is_file():
+    if is_saved(path) or path.is_file():
         return path
     adapter, metrics = path / "adapter", path / "metrics.json"
     checkpoint = read_checkpoint(path / LAST)["iteration"] if (path / LAST).is_file() else -1
     # A run that was extended and stopped has gone on beyond the adapter of its first end.
     ended = json.loads(metrics.read_text(encoding="utf-8"))["iterations"] if metrics.is_file() else -1
-    if (adapter / "adapter_config.json").is_file() and ended >= checkpoint:
+    if is_saved(adapter) and ended >= checkpoint:
         return adapter
     if checkpoint >= 0:
         return path / LAST
     raise FileNotFoundError(f"ckpt_path={ckpt_path}: no adapter, no run folder and no checkpoint is there")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds an adapter, or with policy.full a whole model."""
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def run_folder(adapter: Path) -> Path | None:
@@ -239,7 +246,7 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         return
     saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    keys = {"policy.path", "max_completion_tokens"} | {key for key in saved | now if key.startswith("task.")}
+    keys = {"max_completion_tokens", *SUBJECT} | {key for key in saved | now if key.startswith("task.")}
     if adapter.is_file():  # a checkpoint holds tensors alone; a PEFT folder says itself how it is scaled
         keys |= {"policy.alpha", "policy.adapter"}
     differing = sorted(key for key in keys if not isinstance(saved.get(key), dict) and saved.get(key) != now.get(key))

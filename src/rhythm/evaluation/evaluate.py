@@ -94,7 +94,7 @@ def evaluate(
     divergence = torch.zeros(2, dtype=torch.float64, device=policy.device)
     starts = range(0, len(problems), prompts_at_once)
     for number, start in list(enumerate(starts))[rank::world_size]:
-        prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once])
+        prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once], policy.chat)
         rollout = sample(
             sampler,
             policy.tokenizer,
@@ -102,6 +102,7 @@ def evaluate(
             group_size=samples,
             max_completion_tokens=max_completion_tokens,
             temperature=temperature,
+            stopping=policy.stopping,
             generator=generator(seed, "evaluation", number, device=policy.device),
         )
         parsed = torch.tensor([task.extract(completion) is not None for completion in rollout.completions])
