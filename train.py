@@ -13,10 +13,11 @@ def train(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.data import PromptData
-    from rhythm.runs import check_launcher, open_run
+    from rhythm.runs import check_accelerator, check_launcher, open_run
     from rhythm.seeding import seed_adapter
 
     check_launcher(cfg, HydraConfig.get())
+    check_accelerator(cfg.trainer)
     checkpoint = open_run(cfg, HydraConfig.get().runtime.choices.get("experiment"))
     seed_adapter(cfg.seed)
     policy = instantiate(cfg.policy, _convert_="all")

@@ -114,6 +114,13 @@ def test_what_cannot_be_composed(here, override, words):
     assert_one_line(here("train.py", override), *words)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there(here, tmp_path):
+    outcome = here("train.py", "trainer=gpu", *SMALL, f"output_dir={tmp_path / 'run'}")
+    assert_one_line(outcome, "trainer.accelerator=gpu", "no CUDA device", "trainer=cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_credit_settings_that_make_no_sense(here, tiny_folder):
     outcome = here("train.py", *local(tiny_folder, "credit=random", "credit.top_fraction=1.5"))
     assert_one_line(outcome, "top_fraction", "1.5")

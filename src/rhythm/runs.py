@@ -105,6 +105,12 @@ def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
         )
 
 
+def check_accelerator(trainer: DictConfig) -> None:
+    """Raises ValueError where there is no such accelerator. Apple's has no float64, which the statistics need."""
+    if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")
+
+
 def claim(folder: Path) -> None:
     """Keeps other runs out of a folder as long as this process lives, however it ends.
 
