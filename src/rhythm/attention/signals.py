@@ -207,7 +207,7 @@ def attention_signals(
     settings = SignalSettings(window, horizon, row, sink, min_rows)
     collector = SignalCollector(model, settings, layers=layers, groups=groups, head_fraction=head_fraction, heads=heads)
     positions = (tokens.long().cumsum(-1) - 1).clamp(min=0)
-    with _evaluating(model), torch.no_grad(), collector.reading(mask):
+    with evaluating(model), torch.no_grad(), collector.reading(mask):
         decoder(model)(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
     collected = collector.finish()
     ((waad, fai),) = collected.batches
@@ -224,12 +224,12 @@ def check_readable(model: nn.Module, layers: Layers) -> None:
     """Raise ValueError, in one line, where the attention of these layers cannot be read; one pass over two tokens."""
     chosen = resolve_layers(layers, num_layers(model))
     tokens = torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    with _evaluating(model), torch.no_grad(), attention_probe(model, chosen, lambda layer: None):
+    with evaluating(model), torch.no_grad(), attention_probe(model, chosen, lambda layer: None):
         decoder(model)(input_ids=tokens, use_cache=False)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within; each module's own mode afterwards, since in a PEFT model they differ."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()

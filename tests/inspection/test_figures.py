@@ -1,0 +1,146 @@
+"""What is drawn is what is known; text of a model stays text; nothing touches the state of pyplot."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.colors import to_rgba
+
+from rhythm.inspection import drawing
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure, wrap
+from rhythm.inspection.responses import Response
+from rhythm.types import HeadGroups
+
+HOSTILE = ["\n", "$\\frac{", "\u202e\u0301", "<script>", "日本", "%s {x}", "\x00", "$x$", "שלום"]
+
+
+@pytest.fixture(autouse=True)
+def no_warning_and_no_window():
+    """A glyph that no font has is a warning, and so is a layout that does not fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    assert pyplot.get_fignums() == []
+
+
+def response(tokens, **values):
+    values = {name: np.asarray(value, dtype=float) for name, value in values.items()}
+    marks = {name: values.pop(name).astype(bool) for name in ("preplan", "anchor") if name in values}
+    return Response("target $9$", list(tokens), reward=1.0, values=values, **marks)
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts] + [text.get_text() for text in figure.texts]
+
+
+def polygons(figure, colour):
+    """The boxes of the first axes that are filled with a colour, as (left, top)."""
+    found = []
+    for collection in figure.axes[0].collections:
+        fills, paths = collection.get_facecolors(), collection.get_paths()
+        for i, path in enumerate(paths):
+            if len(fills) and np.allclose(fills[i % len(fills)], to_rgba(colour)):
+                found.append(tuple(path.vertices.min(0)))
+    return found
+
+
+def test_lines_end_where_they_are_full_or_behind_a_line_feed():
+    lines = wrap(["ab", " cd", "\n", "e", " fghijkl", " much too long"], 8)
+    assert lines == [
+        [(0, 0, "ab"), (1, 2, " cd"), (2, 5, "↵")],
+        [(3, 0, "e")],
+        [(4, 0, " fghijkl")],
+        [(5, 0, " much t…")],
+    ]
+
+
+def test_marks_and_strips_stand_under_their_tokens():
+    known = response(
+        ["so", " a", " b"],
+        fai=[0.1, 0.3, np.nan],
+        credit=[1.0, 1.5, 1.0],
+        preplan=[0, 1, 0],
+        anchor=[0, 1, 1],
+    )
+    figure = tokens_figure(known, "fixed $1")
+    assert {"so", " a", " b", "fixed $1", "reward 1, 3 tokens", "target $9$", "F", "γ"} <= set(texts(figure))
+    pitch = drawing.MONO_WIDTH * 7
+    (preplan,), anchors = polygons(figure, drawing.ORANGE), polygons(figure, drawing.BLUE)
+    assert preplan[0] == pytest.approx(drawing.LEFT + 2 * pitch + 0.4)
+    assert [x for x, _ in anchors] == pytest.approx([drawing.LEFT + 2 * pitch + 0.4, drawing.LEFT + 4 * pitch + 0.4])
+    assert preplan[1] < anchors[0][1]  # above and below, whatever the colour
+    low, high = drawing.MAP(0.0), drawing.MAP(1.0)
+    assert len(polygons(figure, low)) == 3  # one FAI, two credits
+    assert len(polygons(figure, high)) == 2
+    crossed = polygons(figure, "#f0f0f0")
+    assert len(crossed) == 2  # in the legend, and the FAI of the last token
+    assert crossed[-1][0] == pytest.approx(drawing.LEFT + 4 * pitch)
+
+
+def test_a_response_without_signals_has_the_strips_that_exist():
+    figure = tokens_figure(response(["so", " a"], entropy=[0.2, 0.1], credit=[1, 1]), "fixed 1")
+    assert not {"W", "F", "preplan"} & set(texts(figure))
+    assert {"H", "γ"} <= set(texts(figure))
+    curves = curves_figure(response(["so", " a"], entropy=[0.2, 0.1], credit=[1, 1]), "fixed 1")
+    assert [axes.get_ylabel() for axes in curves.axes] == ["entropy, nats"]
+
+
+def test_whatever_a_model_writes_is_drawn_as_text():
+    values = {name: np.arange(len(HOSTILE)) % 2 for name in ("waad", "fai", "entropy")}
+    hostile = response(HOSTILE, **values)
+    for figure in (tokens_figure(hostile, "$"), curves_figure(hostile, "$")):
+        assert drawing.pixels(figure).std() > 0
+        shown = texts(figure)
+        assert "<script>" in shown
+        assert not [text for text in shown if set(text) & set("\n日本\u202e\u0301\x00שלום")]
+    assert drawing.printable("a\n日\u0301$") == "a↵▯▯$"
+
+
+def test_only_the_beginning_of_a_long_response_is_drawn():
+    figure = tokens_figure(response([f" t{i}" for i in range(300)], fai=np.arange(300)), "long")
+    shown = texts(figure)
+    assert " t199" in shown
+    assert " t200" not in shown
+    assert "reward 1, 300 tokens; its first 200 are shown" in shown
+
+
+def test_peaks_are_marked_and_the_highest_name_their_token():
+    curve = [0, 1, 0, 0, 5, 0, np.nan]
+    figure = curves_figure(response("abcdefg", waad=curve, fai=curve), "curves", labels=1)
+    for axes in figure.axes:
+        line, peaks = axes.lines
+        np.testing.assert_array_equal(line.get_ydata(), curve)
+        assert list(peaks.get_xdata()) == [1, 4]
+        assert [text.get_text() for text in axes.texts] == ["e"]
+
+
+def test_maps_hide_what_no_row_may_see():
+    near = torch.tensor([[1.0, 0.7], [0.4, 0.6]])
+    known = response("abc", waad=[1, 2, 1], fai=[1, 2, np.nan])
+    figure = maps_figure(near, near, known, "maps")
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.mask.tolist() == [[False, True], [False, False]]
+    assert drawn[1, 0] == pytest.approx(0.4)
+    assert drawing.pixels(figure).shape[1] == 700
+
+
+def test_both_groups_are_outlined_where_they_are():
+    distance = {2: torch.tensor([1.0, 20.0, 3.0]), 5: torch.tensor([30.0, 2.0, 9.0])}
+    figure = heads_figure(distance, HeadGroups(local=[(2, 0)], global_=[(5, 0), (2, 1)]), "heads")
+    axes = figure.axes[0]
+    centres = {
+        (round(patch.get_x() + 0.45), round(patch.get_y() + 0.45), patch.get_linestyle() == "-")
+        for patch in axes.patches
+    }
+    assert centres == {(0, 0, True), (0, 1, False), (1, 0, False)}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "5"]
+    assert {"20", "30"} <= set(texts(figure))
+
+
+def test_pictures_are_small_and_as_wide_as_tensorboard_shows_them_twice():
+    known = response([f" word{i}" for i in range(200)], fai=np.random.default_rng(0).random(200))
+    figure = tokens_figure(known, "a")
+    assert drawing.pixels(figure).shape[1] == 700
+    assert len(drawing.png(figure)) < 150_000
