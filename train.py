@@ -13,7 +13,7 @@ def train(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.data import PromptData
-    from rhythm.runs import check_accelerator, check_launcher, open_run
+    from rhythm.runs import check_accelerator, check_launcher, knobs, open_run
     from rhythm.seeding import seed_adapter
 
     check_launcher(cfg, HydraConfig.get())
@@ -35,6 +35,8 @@ def train(cfg: DictConfig) -> float:
     callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
     module.check_signals(callbacks)  # before a logger writes into the run's folder
     loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
+    for logger in loggers:
+        logger.log_hyperparams(knobs(cfg))
     trainer = cli.build(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module.metrics.get("eval/pass@1", float("nan"))

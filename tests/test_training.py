@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoModelForCausalLM
 
 from rhythm import runs
 from tests.test_configs import composed
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3"]
+SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3", "inspect_every=6"]
 SCALARS = {
     "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "learning_rate",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "completions/mean_length", "completions/clipped_ratio",
@@ -85,6 +87,24 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     events = EventAccumulator(str(folder)).Reload()
     assert "completions/text_summary" in events.Tags()["tensors"]
     assert {"credit/weights", "signals/fai", "signals/waad", "advantages"} <= set(events.Tags()["histograms"])
+    figures = {f"{kind}_1/{figure}" for kind in ("fresh", "fixed") for figure in ("tokens", "curves", "maps")}
+    assert set(events.Tags()["images"]) == figures | {"heads/distance"}
+    assert [image.step for image in events.Images("fixed_1/tokens")] == [1, 6]
+    pages = sorted(path.name for path in (folder / "inspect").iterdir())
+    assert pages == ["iteration_000001.html", "iteration_000006.html"]
+
+
+def test_the_table_of_hyperparameters_has_the_knobs_and_the_final_pass(finished):
+    folder, _ = finished
+    knobs = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert knobs["learning_rate"] == 2e-3
+    assert knobs["credit._target_"] == "rhythm.credit.CoupledCredit"
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    started = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert started["credit.top_fraction"].number_value == 0.4
+    final = json.loads((folder / "metrics.json").read_text())["last"]["metrics"]["eval/pass@1"]
+    assert [(e.step, e.value) for e in events.Scalars("final/pass@1")] == [(6, pytest.approx(final))]
 
 
 def test_a_checkpoint_holds_the_adapter_and_no_base_weight_in_plain_containers(finished):
@@ -182,7 +202,8 @@ def assert_same_run(one, other):
     a, b = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other))
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "iteration"):
         assert equal(a[key], b[key]), key
-    curves = [{tag: v for tag, v in scalars(folder).items() if not tag.startswith("time/")} for folder in (one, other)]
+    apart = ("time/", "final/")  # seconds, and a value for each time that the run was at its end
+    curves = [{tag: v for tag, v in scalars(folder).items() if not tag.startswith(apart)} for folder in (one, other)]
     assert curves[0] == curves[1]
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
     assert metrics[0]["first"] == metrics[1]["first"]

@@ -105,6 +105,14 @@ def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
         )
 
 
+def knobs(cfg: DictConfig) -> dict[str, Any]:
+    """What runs are told apart by in a table: the values at the top of the config, and the credit with its settings."""
+    told = (set(cfg) - set(FREE)) | {"iterations"}
+    top = {key: value for key, value in cfg.items() if key in told and isinstance(value, bool | int | float)}
+    credit = flatten(OmegaConf.to_container(cfg.credit, resolve=True), "credit.")
+    return top | {key: value for key, value in credit.items() if not isinstance(value, dict)}
+
+
 def check_accelerator(trainer: DictConfig) -> None:
     """Raises ValueError where there is no such accelerator. Apple's has no float64, which the statistics need."""
     if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():

@@ -8,7 +8,17 @@ from __future__ import annotations
 import torch
 from numpy.random import SeedSequence
 
-PURPOSES = ("prompts", "sampling", "minibatches", "credit", "evaluation", "adapter", "bootstrap", "permutation")
+PURPOSES = (
+    "prompts",
+    "sampling",
+    "minibatches",
+    "credit",
+    "evaluation",
+    "adapter",
+    "bootstrap",
+    "permutation",
+    "inspection",
+)
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:

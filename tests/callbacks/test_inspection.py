@@ -4,10 +4,15 @@ import html
 import re
 import string
 
+import pytest
 import torch
 
-from rhythm.callbacks.inspection import completion_notes, escape, histograms
+from rhythm.callbacks.attention_signals import AttentionSignals as Reader
+from rhythm.callbacks.inspection import Inspection, completion_notes, escape, fixed_rollout, histograms
+from rhythm.callbacks.observer import RolloutObserver
+from rhythm.credit import CoupledCredit
 from rhythm.types import AttentionSignals, Rollout
+from tests.training import run
 
 
 def rollout(*completions):
@@ -49,3 +54,60 @@ def test_histograms_hold_defined_tokens_only():
     assert found["signals/entropy"].tolist() == [0.5, 1.0, 0.5, 1.0]
     assert found["credit/weights"].tolist() == [1.5, 1.0, 1.5, 1.0]
     assert "signals/waad" not in found
+
+
+class Again(RolloutObserver):
+    """Two fixed rollouts after each iteration."""
+
+    def __init__(self):
+        self.rollouts = []
+
+    def learned(self, module, rollout):
+        self.rollouts.append([fixed_rollout(module, 2) for _ in range(2)])
+
+
+def test_fixed_prompts_are_the_same_problems_and_draws_under_the_policy_as_it_is():
+    again, reader = Again(), Reader(horizon=(2, 20))
+    settings = {"iterations": 2, "lr": 5.0, "credit": CoupledCredit(), "max_completion_tokens": 40}
+    looked, _ = run(callbacks=[reader, again], **settings)
+    (first, twice), (later, _) = again.rollouts
+    assert torch.equal(first.completion_ids, twice.completion_ids)
+    assert first.problems == later.problems == looked.task.test_problems().to_list()[:2]
+    entropies = [each.signals.entropy.nan_to_num() for each in (first, twice, later)]
+    assert torch.equal(entropies[0], entropies[1])
+    assert not torch.equal(entropies[0], entropies[2])  # the policy has moved
+    assert first.credit.shape == first.signals.fai.shape == first.completion_mask.shape
+    assert (first.credit[first.completion_mask] > 1).any()
+    assert torch.equal(first.signals.waad.isnan(), ~first.completion_mask)
+    plain, _ = run(callbacks=[Reader(horizon=(2, 20))], **settings)
+    for name, tensor in plain.policy.adapter_state().items():  # looking changes nothing
+        assert torch.equal(tensor, looked.policy.adapter_state()[name])
+
+
+def test_reading_another_rollout_agrees_with_the_scoring_pass():
+    class Compared(RolloutObserver):
+        def scored(self, module, rollout):
+            self.signals = reader.read(module, rollout, heads=rollout.signals.heads)
+            return {}
+
+    reader, compared = Reader(horizon=(2, 20)), Compared()
+    _, watcher = run(callbacks=[reader, compared], max_completion_tokens=40)
+    for name in ("waad", "waad_drop", "fai"):
+        torch.testing.assert_close(
+            getattr(compared.signals, name), getattr(watcher.rollout.signals, name), equal_nan=True
+        )
+
+
+def test_without_signals_there_is_a_page_all_the_same(tmp_path):
+    run(callbacks=[Inspection(tmp_path, every=5)], max_completion_tokens=20)
+    (page,) = (tmp_path / "inspect").iterdir()
+    assert page.name == "iteration_000001.html"
+    text = page.read_text()
+    assert '"name":"entropy"' in text
+    assert '"name":"fai"' not in text
+
+
+@pytest.mark.parametrize("name", ["fresh", "fixed", "completions"])
+def test_counts_below_zero_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"callbacks.inspection.{name}=-1"):
+        Inspection(tmp_path, **{name: -1})

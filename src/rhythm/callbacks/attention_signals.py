@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Trainer
 
+from rhythm import types
 from rhythm.attention.definitions import Horizon, Row, SignalSettings, Sink, waad_drop
 from rhythm.attention.heads import Groups, HeadSums, Layers, check_groups
-from rhythm.attention.signals import SignalCollector, check_readable
+from rhythm.attention.signals import SignalCollector, attention_signals, check_readable
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.losses import masked_mean
 from rhythm.scoring import MicroBatch, to_completion
@@ -108,6 +109,31 @@ class AttentionSignals(RolloutObserver):
         self._collector = None
         return metrics | {"time/signals": seconds}
 
+    def read(self, module: GRPOModule, rollout: Rollout, **changes: Any) -> types.AttentionSignals:
+        """The signals [N, T] of any rollout by these settings and the next iteration's heads, in a pass of its own.
+
+        Leaves no trace in the sums that heads are grouped by.
+
+        Args:
+            changes: of the arguments of `attention_signals`.
+        """
+        columns = torch.arange(rollout.input_ids.shape[1], device=module.device)
+        response = rollout.attention_mask & (columns >= rollout.prompt_lengths[:, None])
+        settings = vars(self.settings) | {
+            "layers": self.layers,
+            "head_fraction": self.head_fraction,
+            "groups": self.groups,
+            "heads": self.heads,
+        }
+        inputs = (module.policy.model, rollout.input_ids, rollout.attention_mask, response)
+        signals = attention_signals(*inputs, **settings | changes)
+        for name in self.provides:
+            values = getattr(signals, name)
+            moved = values.new_full(rollout.completion_mask.shape, torch.nan)
+            moved[rollout.completion_mask] = values[response]
+            setattr(signals, name, moved)
+        return signals
+
     def _group(self, iteration: int, current: HeadGroups) -> None:
         """Chooses the groups of the next iteration."""
         due = self.regroup_every is not None and iteration % self.regroup_every == 0
@@ -121,6 +147,14 @@ class AttentionSignals(RolloutObserver):
         self.sums = HeadSums(**state_dict["sums"])
         for name in ("heads", "calibration"):
             setattr(self, name, HeadGroups(**state_dict[name]) if name in state_dict else None)
+
+
+def provider(module: GRPOModule, asker: str) -> AttentionSignals:
+    """The callback of a run that reads attention. ValueError where there is none, in the name of who asks."""
+    for callback in module.trainer.callbacks:
+        if isinstance(callback, AttentionSignals):
+            return callback
+    raise ValueError(f"{asker} reads attention as callbacks.attention_signals is set to: leave out both or neither")
 
 
 def signal_metrics(rollout: Rollout) -> dict[str, float]:

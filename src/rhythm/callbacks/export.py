@@ -29,6 +29,8 @@ ROWS = {
 class Export(Callback):
     """Writes `adapter/` and `metrics.json` when the last iteration is done, and prints before and after.
 
+    TensorBoard's table of hyperparameters gets the run's final pass@1.
+
     Args:
         folder: the run's folder.
     """
@@ -50,7 +52,12 @@ class Export(Callback):
         self._started = now
         # Before the last checkpoint is written: a run that is killed between the two does its last iterations again.
         if trainer.is_global_zero and pl_module.iteration == pl_module.iterations:
-            self._write(pl_module, self._outcome(trainer, pl_module))
+            outcome = self._outcome(trainer, pl_module)
+            self._write(pl_module, outcome)
+            final = {"final/pass@1": outcome["last"]["metrics"]["eval/pass@1"]}
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):  # its table of hyperparameters, a row a run
+                    logger.log_hyperparams(dict(logger.hparams), final, step=pl_module.iteration)
 
     def on_train_end(self, trainer: Trainer, pl_module: GRPOModule) -> None:
         if trainer.is_global_zero and pl_module.iteration == pl_module.iterations:

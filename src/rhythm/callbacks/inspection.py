@@ -1,46 +1,151 @@
-"""What the credit did, in TensorBoard: completions as text, and histograms."""
+"""What the credit did: in TensorBoard completions, figures and histograms, and a page of every rollout looked at."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from rhythm.advantages import shape_advantages
+from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.types import Rollout
+from rhythm.data import collate_prompts
+from rhythm.inspection.drawing import pixels
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
+from rhythm.inspection.maps import mean_maps
+from rhythm.inspection.page import rollout_page
+from rhythm.inspection.responses import Response, describe, marked_fraction
+from rhythm.rollout import sample
+from rhythm.seeding import derive_seed, generator
+from rhythm.types import AttentionSignals as Signals
+from rhythm.types import Prompts, Rollout
 
 if TYPE_CHECKING:
     from rhythm.module import GRPOModule
 
 
 class Inspection(RolloutObserver):
-    """Writes completions with their rewards, and histograms of credit, signals and advantages.
+    """Shows some completions as text and as figures, the latest rollout as a page, and histograms of its tokens.
+
+    `fresh` completions are of the rollout that the iteration learned from. `fixed` ones answer the same held-out
+    problems every time, sampled with the same random numbers by the policy as it is now, so that what changes between
+    two looks is the policy. Looking changes nothing that is trained.
 
     Args:
+        folder: the run's; the pages go to `inspect/` in it.
         every: iterations between two looks; the first iteration is always looked at.
-        completions: how many are shown.
+        completions: how many are shown as text, each of another prompt.
+        fresh, fixed: how many are drawn; 0 draws none.
+        page: whether to write pages.
     """
 
-    def __init__(self, *, every: int = 20, completions: int = 4):
+    def __init__(
+        self, folder: str, *, every: int = 20, completions: int = 4, fresh: int = 2, fixed: int = 2, page: bool = True
+    ):
         if every < 1:
             raise ValueError(f"inspect_every={every}: must be at least 1")
+        for name, count in {"completions": completions, "fresh": fresh, "fixed": fixed}.items():
+            if count < 0:
+                raise ValueError(f"callbacks.inspection.{name}={count}: must be at least 0")
+        self.folder = Path(folder)
         self.every = every
         self.completions = completions
+        self.fresh = fresh
+        self.fixed = fixed
+        self.page = page
 
     def learned(self, module: GRPOModule, rollout: Rollout) -> None:
-        if module.iteration != 1 and module.iteration % self.every:
+        if (module.iteration != 1 and module.iteration % self.every) or not module.trainer.is_global_zero:
             return
-        for logger in module.loggers:
-            if isinstance(logger, TensorBoardLogger) and module.trainer.is_global_zero:
-                board = logger.experiment
-                board.add_text(
-                    "completions", completion_notes(rollout, module.group_size, self.completions), module.iteration
-                )
-                for tag, values in histograms(rollout).items():
-                    board.add_histogram(tag, values, module.iteration)
-                logger.save()
+        shaped = shape_advantages(rollout.advantages, rollout.credit, module.sign)
+        if self.page:
+            self._write_page(module, rollout, shaped)
+        boards = [logger for logger in module.loggers if isinstance(logger, TensorBoardLogger)]
+        if boards:
+            texts = completion_notes(rollout, module.group_size, self.completions)
+            figures = {tag: pixels(figure) for tag, figure in self._figures(module, rollout, shaped)}
+        for logger in boards:
+            board, step = logger.experiment, module.iteration
+            board.add_text("completions", texts, step)
+            for tag, image in figures.items():
+                board.add_image(tag, image, step, dataformats="HWC")
+            for tag, values in histograms(rollout).items():
+                board.add_histogram(tag, values, step)
+            logger.save()
+
+    def _write_page(self, module: GRPOModule, rollout: Rollout, shaped: Tensor) -> None:
+        responses = describe_all(module, rollout, range(len(rollout.completions)), shaped)
+        title = f"Iteration {module.iteration}: {module.credit.name} credit"
+        note = f"{len(responses)} completions of {len(responses) // module.group_size} prompts."
+        path = self.folder / "inspect" / f"iteration_{module.iteration:06}.html"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(rollout_page(responses, title, note), encoding="utf-8")
+
+    def _figures(self, module: GRPOModule, rollout: Rollout, shaped: Tensor) -> Iterator[tuple[str, Figure]]:
+        """By TensorBoard tag: of each response its tokens, curves and maps; of the heads their distances."""
+        at = f"iteration {module.iteration}"
+        rows = range(0, len(rollout.completions), module.group_size)[: self.fresh]
+        yield from self._responses("fresh", at, module, rollout, rows, shaped)
+        if self.fixed:
+            again = fixed_rollout(module, self.fixed)
+            yield from self._responses("fixed", at, module, again, range(len(again.completions)), None)
+        if rollout.signals.distance:
+            yield "heads/distance", heads_figure(rollout.signals.distance, rollout.signals.heads, f"Heads, {at}")
+
+    def _responses(
+        self, kind: str, at: str, module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None
+    ) -> Iterator[tuple[str, Figure]]:
+        heads = rollout.signals.heads
+        for i, response in enumerate(describe_all(module, rollout, rows, shaped)):
+            title = f"{kind} prompt {i + 1}, {at}"
+            yield f"{kind}_{i + 1}/tokens", tokens_figure(response, title)
+            yield f"{kind}_{i + 1}/curves", curves_figure(response, title)
+            if heads is not None:
+                ids, prompt = rollout.input_ids[rows[i]], int(rollout.prompt_lengths[rows[i]])
+                near, far = mean_maps(module.policy.model, ids[rollout.attention_mask[rows[i]]], prompt, heads)
+                yield f"{kind}_{i + 1}/maps", maps_figure(near, far, response, title)
+
+
+def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None) -> list[Response]:
+    """Some rows as they are shown, with the marks that the module's credit would choose."""
+    return describe(
+        rollout,
+        module.policy.tokenizer,
+        rows,
+        group_size=module.group_size,
+        eligible=module.eligible(rollout),
+        shaped=shaped,
+        fraction=marked_fraction(module.credit),
+    )
+
+
+def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
+    """One completion of each of the first held-out problems, with rewards, signals and credit, but no advantages."""
+    problems = module.task.test_problems().to_list()[:count]
+    prompts = collate_prompts(module.task, module.policy.tokenizer, problems, module.policy.chat)
+    rollout = sample(
+        module.policy.sampler(),
+        module.policy.tokenizer,
+        Prompts(prompts.input_ids.to(module.device), prompts.attention_mask.to(module.device), problems),
+        group_size=1,
+        max_completion_tokens=module.max_completion_tokens,
+        temperature=module.temperature,
+        stopping=module.policy.stopping,
+        generator=generator(module.seed, "inspection", device=module.device),
+    )
+    rollout.rewards = module.task.rewards(rollout).to(module.device)
+    _, entropy = module.score(rollout)
+    readers = [callback for callback in module.trainer.callbacks if isinstance(callback, AttentionSignals)]
+    rollout.signals = readers[0].read(module, rollout) if readers else Signals()
+    rollout.signals.entropy = entropy
+    seed = derive_seed(module.seed, "credit", module.iteration, module.global_rank)
+    rollout.credit = module.credit(rollout.signals, module.eligible(rollout), seed=seed)
+    return rollout
 
 
 def completion_notes(rollout: Rollout, group_size: int, count: int) -> str:
