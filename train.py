@@ -9,7 +9,19 @@ from rhythm import cli
 
 
 def train(cfg: DictConfig) -> float:
-    """One run. Returns the last held-out pass@1, for sweepers that maximise something; NaN without evaluations."""
+    """One run, or with `doctor` one short iteration of it that is looked at.
+
+    Returns the last held-out pass@1, for sweepers that maximise something; NaN without evaluations.
+    """
+    if not cfg.doctor:
+        return run(cfg)
+    from rhythm.doctor import rehearsal
+
+    with rehearsal(cfg) as small:
+        return run(small)
+
+
+def run(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.data import PromptData

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 import eval as eval_script
 import train as train_script
 from rhythm import cli, runs
+from rhythm.tasks.countdown import Countdown
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -169,6 +170,12 @@ def test_a_start_that_failed_does_not_block_its_folder(here, tiny_folder):
     folder = ["output_dir=run", "credit=anchor"]
     assert_one_line(here("train.py", *local(tiny_folder, *folder)), "callbacks=attention")
     assert_one_line(here("train.py", *local(tiny_folder, *folder)), "callbacks=attention")
+
+
+def test_a_start_that_would_train_on_wrong_rewards_is_refused(here, tiny_folder, monkeypatch):
+    monkeypatch.setattr(Countdown, "reward", lambda task, problem, completion: 1.0)
+    outcome = here("train.py", *local(tiny_folder, "doctor=true"))
+    assert_one_line(outcome, "Countdown gives 'my answer is (2 + 3) * 4' a reward of 1", "mend its verifier")
 
 
 def test_more_prompts_than_problems(here, tiny_folder):

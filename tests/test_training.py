@@ -250,6 +250,14 @@ def test_eval_measures_an_adapter_again_and_refuses_another_task(finished, nurse
     assert "task.count=3" in refusal(nursery, output, "eval.py", f"ckpt_path={folder}", "task=countdown_four")
 
 
+def test_the_doctor_looks_at_a_run_says_what_it_found_and_leaves_nothing(nursery, tmp_path):
+    out = nursery.run(tmp_path / "output", "train.py", "experiment=anchor", "doctor=true", f"output_dir={tmp_path}/run")
+    rows = [line.split()[1] for line in out.splitlines() if line.startswith("ok ")]
+    assert rows == ["adapter", "reference", "update", "verifier", "layers", "disk", "tags"]
+    assert "a GRPO loss near zero is normal" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
 def test_a_multirun_trains_every_combination_in_its_own_folder(nursery, tmp_path):
     arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "logger=csv"]
     arguments += [f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep"]

@@ -379,3 +379,23 @@ def test_long_completions_take_no_time(pattern, piece):
     started = time.perf_counter()
     assert task.reward({"numbers": [1, 1], "target": 2}, piece * (200_000 // len(piece))) == 0.0
     assert time.perf_counter() - started < 0.2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "form"),
+    [
+        (r"<answer>([^<]*)</answer>", "<answer>{}</answer>"),
+        (r"my answer is ([-+*/() 0-9]+)$", "my answer is {}"),
+        (r"\\boxed\{([^}]*)\}", "\\boxed{{{}}}"),
+        (r"(?:so|then) (.*)", None),
+        (r"=([0-9]+)", None),
+    ],
+)
+def test_known_answers_are_written_as_the_pattern_reads_them(pattern, form):
+    known = Countdown(answer_pattern=pattern).known_answers()
+    if form is None:
+        assert known == []
+    else:
+        right = [completion for _, completion, reward in known if reward == 1.0]
+        assert right == [form.format("2 + 3 * 4"), form.format("2 * (3 + 4)")]
+        assert sum(reward == 0.0 for *_, reward in known) == 3

@@ -38,6 +38,13 @@ class Task(ABC):
     def reward(self, problem: Problem, completion: str) -> float:
         """The score of one completion, 1.0 where the answer is right. Never raises on a completion's text."""
 
+    def known_answers(self) -> list[tuple[Problem, str, float]]:
+        """Problems, completions to them and the rewards that those must get, right ones and wrong ones.
+
+        Every start of a run tries them: a few, each in the task's answer form, quick to score. None by default.
+        """
+        return []
+
     def rewards(self, rollout: Rollout) -> Tensor:
         """Scores a batch: [N], float32; NaN where there is no score, and the sample is left out of the update."""
         pairs = zip(rollout.problems, rollout.completions, strict=True)

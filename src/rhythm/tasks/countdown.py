@@ -24,6 +24,8 @@ MAX_COMPLETION_LENGTH = 100_000  # characters, from the end; what stands before 
 TEST_SHARE = 8  # one problem in eight is a test problem
 
 _TOKEN = re.compile(r"\s*(0|[1-9][0-9]{0,8}|[-+*/()])")
+_GROUP = re.compile(r"\((?:\\.|\[(?:\\.|[^\]])*\]|[^()\\\[])*\)")  # of a pattern, without another one in it
+_ESCAPED = re.compile(r"\\(\W)")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -94,6 +96,16 @@ class Countdown(Task):
     def reward(self, problem: Problem, completion: str) -> float:
         expression = self.extract(completion)
         return 0.0 if expression is None else self.score(expression, problem["numbers"], problem["target"])
+
+    def known_answers(self) -> list[tuple[Problem, str, float]]:
+        """None where the answer's pattern is more than plain text around its group: how to write one is not known."""
+        problem = {"numbers": [2, 3, 4], "target": 14}
+        rewards = {"2 + 3 * 4": 1.0, "2 * (3 + 4)": 1.0, "(2 + 3) * 4": 0.0, "2 * 3 + 4 + 4": 0.0, "2 * 7": 0.0}
+        form = _ESCAPED.sub(r"\1", _GROUP.sub("{}", self.answer_pattern.pattern, count=1).strip("^$"))
+        before, _, after = form.partition("{}")
+        known = [(problem, before + answer + after, reward) for answer, reward in rewards.items()]
+        read = [self.answer_pattern.findall(completion) for _, completion, _ in known]
+        return known if read == [[answer] for answer in rewards] else []
 
     @staticmethod
     def score(text: str, numbers: Sequence[int], target: int) -> float:
