@@ -32,7 +32,7 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     measured = evaluate(
         policy,
         task,
-        task.test_problems().to_list()[: cfg.problems],
+        task.held_out(cfg.problems),
         samples=cfg.samples,
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,

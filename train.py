@@ -25,31 +25,33 @@ def run(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.data import PromptData
-    from rhythm.runs import check_accelerator, check_launcher, knobs, open_run
+    from rhythm.runs import building, check_accelerator, check_launcher, knobs, open_run
     from rhythm.seeding import seed_adapter
 
-    check_launcher(cfg, HydraConfig.get())
+    hydra = HydraConfig.get()
+    check_launcher(cfg, hydra)
     check_accelerator(cfg.trainer)
-    checkpoint = open_run(cfg, HydraConfig.get().runtime.choices.get("experiment"))
-    seed_adapter(cfg.seed)
-    policy = instantiate(cfg.policy, _convert_="all")
-    task = instantiate(cfg.task, _convert_="all")
-    credit = instantiate(cfg.credit, _convert_="all")
-    module = cli.build(cfg.algorithm, policy=policy, task=task, credit=credit)
-    data = PromptData(
-        task,
-        policy.tokenizer,
-        prompts_per_iteration=cfg.prompts_per_iteration,
-        iterations=cfg.iterations,
-        seed=cfg.seed,
-        chat=policy.chat,
-    )
-    callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-    module.check_signals(callbacks)  # before a logger writes into the run's folder
-    loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
-    for logger in loggers:
-        logger.log_hyperparams(knobs(cfg))
-    trainer = cli.build(cfg.trainer, callbacks=callbacks, logger=loggers)
+    checkpoint = open_run(cfg, hydra.runtime.choices.get("experiment") or hydra.runtime.choices["credit"])
+    with building(cfg, checkpoint):
+        seed_adapter(cfg.seed)
+        policy = instantiate(cfg.policy, _convert_="all")
+        task = instantiate(cfg.task, _convert_="all")
+        credit = instantiate(cfg.credit, _convert_="all")
+        module = cli.build(cfg.algorithm, policy=policy, task=task, credit=credit)
+        data = PromptData(
+            task,
+            policy.tokenizer,
+            prompts_per_iteration=cfg.prompts_per_iteration,
+            iterations=cfg.iterations,
+            seed=cfg.seed,
+            chat=policy.chat,
+        )
+        callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
+        module.check_signals(callbacks)
+        loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
+        for logger in loggers:
+            logger.log_hyperparams(knobs(cfg))
+        trainer = cli.build(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module.metrics.get("eval/pass@1", float("nan"))
 

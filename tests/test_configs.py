@@ -93,3 +93,10 @@ def test_eval_measures_what_training_measured():
     assert evaluation.policy == training.policy
     for key in ("max_completion_tokens", "micro_batch_size"):
         assert evaluation[key] == training[key]
+
+
+def test_another_logger_is_added_by_its_class(tmp_path):
+    cfg = composed("+logger.second._target_=lightning.pytorch.loggers.CSVLogger", f"+logger.second.save_dir={tmp_path}")
+    loggers = [type(instantiate(logger)).__name__ for name, logger in cfg.logger.items() if name == "second"]
+    assert set(cfg.logger) == {"tensorboard", "second"}
+    assert loggers == ["CSVLogger"]

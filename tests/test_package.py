@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from safetensors import safe_open
 
 import rhythm
 from rhythm.evaluation.evaluate import evaluate
 from rhythm.policy import Policy
-from rhythm.tasks.countdown import Countdown
+from tests.test_configs import composed
 
 ASSETS = Path(rhythm.__file__).parent / "assets"
 TINY = ASSETS / "tiny_countdown"
@@ -65,14 +66,8 @@ def test_the_embedded_policy_is_small():
 
 
 def test_the_embedded_policy_has_room_to_learn_and_nothing_cheap_to_learn():
-    task = Countdown(
-        count=3,
-        number_range=(1, 15),
-        largest=150,
-        template="numbers : {numbers} target : {target} .",
-        answer_pattern="my answer is ([-+*/() 0-9]+)",
-    )
-    problems = task.problems("test", 512)[::8]
+    task = instantiate(composed().task, _convert_="all")
+    problems = task.held_out(64)
     metrics = evaluate(Policy("embedded:tiny_countdown"), task, problems, max_completion_tokens=200).metrics()
     assert 0.15 <= metrics["eval/pass@1"] <= 0.35
     assert metrics["eval/pass@8"] >= 0.55

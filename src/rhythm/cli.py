@@ -20,7 +20,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -123,14 +123,35 @@ def one_line(error: BaseException, config_name: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("object_type=", "full_key:", "To append to your"))]
     message = " ".join(lines)
+    if isinstance(root, MissingConfigException) and root.missing_cfg_file and root.options:
+        return unknown_option(root.missing_cfg_file)
     unknown = re.search(r"Could not override '([^']+)'", str(error)) or re.search(r"full_key: (\S+)", text)
     if unknown and "not in struct" in text:
         meant = nearest(unknown[1], known_keys(config_name, sys.argv[1:]))
         message = f"there is no key '{unknown[1]}'"
-        message += (
-            f"; did you mean '{meant}'?" if meant else f"; `--cfg job` shows every key, `+{unknown[1]}=` adds one"
-        )
+        if meant:
+            return f"{message}; did you mean '{meant}'?"
+        if having := options_with(unknown[1]):
+            return f"{message} here; {', '.join(having)} have it"
+        return f"{message}; `--cfg job` shows every key, `+{unknown[1]}=` adds one"
     return message
+
+
+def unknown_option(path: str) -> str:
+    """What to say of an option that its group does not have, such as credit/ancor."""
+    group, _, option = path.removesuffix(".yaml").rpartition("/")
+    folder = CONFIGS / group
+    options = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+    meant = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {group}={meant[0]}? " if meant else ""
+    return f"{group}={option}: there is no such option; {hint}There are {', '.join(options)}"
+
+
+def options_with(key: str) -> list[str]:
+    """The options of a key's group whose files have the key: of credit.top_fraction credit=anchor, ..."""
+    group, _, rest = key.partition(".")
+    files = sorted((CONFIGS / group).glob("*.yaml")) if rest else []
+    return [f"{group}={file.stem}" for file in files if rest in flatten(OmegaConf.to_container(OmegaConf.load(file)))]
 
 
 def check_kinds(cfg: DictConfig, config_name: str) -> None:

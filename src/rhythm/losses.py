@@ -40,17 +40,26 @@ def clipped_surrogate(
 
 
 def clipped_tokens(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the tokens whose gradient the clipped surrogate cuts off; arguments as there.
 
     Returns:
-        Two of [N, T] bool: clipped below (ratio under 1 − clip_low, advantage negative) and clipped above.
+        Two of [N, T] bool: clipped below (ratio under 1 − clip_low, advantage negative) and clipped above (ratio over
+        1 + clip_high, advantage positive, or over dual_clip, advantage negative).
     """
     _check_shapes(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
     ratio = _ratio(logps, old_logps, mask)
     low = mask & (advantages < 0) & (ratio < 1 - clip_low)
     high = mask & (advantages > 0) & (ratio > 1 + clip_high)
+    if dual_clip is not None:
+        high |= mask & (advantages < 0) & (ratio > dual_clip)
     return low, high
 
 

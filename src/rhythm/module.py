@@ -286,12 +286,12 @@ class GRPOModule(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.policy.adapter_parameters())
+        optimizer = _make("algorithm.optimizer", self.optimizer, self.policy.adapter_parameters())
         if self.scheduler is None:
             return optimizer
         # A warm-up begins at a rate of 0 and a decay ends there; an update at 0 would be lost, so neither is taken.
         updates = self.iterations * self.updates_per_iteration
-        scheduler = self.scheduler(optimizer=optimizer, num_training_steps=updates + 1)
+        scheduler = _make("algorithm.scheduler", self.scheduler, optimizer=optimizer, num_training_steps=updates + 1)
         scheduler.step()
         return [optimizer], [scheduler]
 
@@ -334,3 +334,11 @@ class GRPOModule(LightningModule):
     def over_ranks(self, value: Tensor, operation: str) -> Tensor:
         """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""
         return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op=operation)
+
+
+def _make(key: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a factory of the config makes; ValueError names the key where it refuses its settings."""
+    try:
+        return factory(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -68,4 +68,4 @@ class Objective:
 
     def clipped(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens whose gradient was cut off below and above, two of [n, T] bool."""
-        return clipped_tokens(logps, old_logps, advantages, mask, self.clip_low, self.clip_high)
+        return clipped_tokens(logps, old_logps, advantages, mask, self.clip_low, self.clip_high, self.dual_clip)

@@ -7,6 +7,9 @@ import os
 import pickle
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,8 +59,11 @@ def resolve_checkpoint(ckpt_path: str | None, output_dir: str | None) -> Path | 
     return path
 
 
-def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
+def open_run(cfg: DictConfig, label: str) -> Path | None:
     """Makes the run's folder, or opens the one that is resumed, completes the config, and returns the checkpoint.
+
+    Args:
+        label: of the folders that are made for runs of this kind, logs/<label>/<time>-<seed>.
 
     Raises:
         ValueError: the folder holds another run, or the resumed run was started with other settings.
@@ -83,7 +89,7 @@ def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
         if cfg.first_iteration > cfg.iterations:
             raise ValueError(f"iterations={cfg.iterations}: the run in {folder} has had them all; raise it to go on")
     elif first_process:
-        cfg.output_dir = os.environ[SHARED] = str(new_folder(cfg, experiment))
+        cfg.output_dir = os.environ[SHARED] = str(new_folder(cfg, label))
         cfg.first_iteration = 1
     else:
         cfg.output_dir = cfg.output_dir or os.environ.get(SHARED)
@@ -93,6 +99,20 @@ def open_run(cfg: DictConfig, experiment: str | None) -> Path | None:
         claim(Path(cfg.output_dir))
         OmegaConf.save(cfg, Path(cfg.output_dir) / CONFIG, resolve=True)
     return checkpoint
+
+
+@contextmanager
+def building(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]:
+    """Around what is made before training: where that is refused, a new run's folder goes away again."""
+    try:
+        yield
+    except Exception:
+        folder = Path(cfg.output_dir)
+        empty = {path.name for path in folder.iterdir()} <= {CONFIG, LOCK}
+        if checkpoint is None and not rank_zero_only.rank and empty:
+            _claims.pop(folder.resolve()).release()
+            shutil.rmtree(folder)
+        raise
 
 
 def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
@@ -169,7 +189,7 @@ def _iteration(path: Path) -> int | None:
         return None
 
 
-def new_folder(cfg: DictConfig, experiment: str | None) -> Path:
+def new_folder(cfg: DictConfig, label: str) -> Path:
     if cfg.output_dir is not None:
         folder = Path(cfg.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +200,7 @@ def new_folder(cfg: DictConfig, experiment: str | None) -> Path:
                 mend = "is not empty and holds no checkpoint to resume; name another folder"
             raise ValueError(f"output_dir={folder} {mend}")
         return folder
-    stem = f"logs/{experiment or 'train'}/{datetime.now():%Y%m%d-%H%M%S}-{cfg.seed}"
+    stem = f"logs/{label}/{datetime.now():%Y%m%d-%H%M%S}-{cfg.seed}"
     for attempt in range(100):
         folder = Path(stem if attempt == 0 else f"{stem}-{attempt}")
         try:
@@ -239,7 +259,9 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
         return adapter
     if checkpoint >= 0:
         return path / LAST
-    raise FileNotFoundError(f"ckpt_path={ckpt_path}: no adapter, no run folder and no checkpoint is there")
+    raise FileNotFoundError(
+        f"ckpt_path={ckpt_path}: no adapter, run folder or checkpoint is there; name one of the three"
+    )
 
 
 def is_saved(folder: Path) -> bool:

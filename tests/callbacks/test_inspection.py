@@ -72,7 +72,7 @@ def test_fixed_prompts_are_the_same_problems_and_draws_under_the_policy_as_it_is
     looked, _ = run(callbacks=[reader, again], **settings)
     (first, twice), (later, _) = again.rollouts
     assert torch.equal(first.completion_ids, twice.completion_ids)
-    assert first.problems == later.problems == looked.task.test_problems().to_list()[:2]
+    assert first.problems == later.problems == looked.task.held_out(2)
     entropies = [each.signals.entropy.nan_to_num() for each in (first, twice, later)]
     assert torch.equal(entropies[0], entropies[1])
     assert not torch.equal(entropies[0], entropies[2])  # the policy has moved

@@ -89,7 +89,10 @@ def test_no_training_problem_is_a_test_problem_of_anyone():
 
 
 def test_the_seed_makes_the_problems():
-    test = Countdown(**EASY, test_size=30).test_problems().to_list()
+    task = Countdown(**EASY, test_size=30)
+    test = task.test_problems().to_list()
+    assert task.held_out(3) == [test[0], test[10], test[20]]
+    assert task.held_out(99) == test
     assert Countdown(**EASY, test_size=30, train_size=5).test_problems().to_list() == test
     assert Countdown(**EASY, test_size=50).test_problems().to_list()[:30] == test
     assert Countdown(**EASY, test_size=30, seed=1).test_problems().to_list() != test

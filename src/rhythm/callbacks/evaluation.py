@@ -17,7 +17,7 @@ class HeldOutEvaluation(Callback):
 
     Args:
         every: iterations between evaluations.
-        problems: how many held-out problems, from the first; at most what the task has.
+        problems: how many held-out problems, evenly spaced over all; at most what the task has.
         samples: completions of each.
         prompts_at_once: problems sampled together.
     """
@@ -36,7 +36,7 @@ class HeldOutEvaluation(Callback):
         self.last: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: GRPOModule, stage: str) -> None:
-        self._held_out = pl_module.task.test_problems().to_list()[: self.problems]
+        self._held_out = pl_module.task.held_out(self.problems)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
         if pl_module.iteration == 0:

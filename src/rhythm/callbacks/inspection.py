@@ -125,8 +125,8 @@ def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tens
 
 
 def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
-    """One completion of each of the first held-out problems, with rewards, signals and credit, but no advantages."""
-    problems = module.task.test_problems().to_list()[:count]
+    """One completion of each of some held-out problems, with rewards, signals and credit, but no advantages."""
+    problems = module.task.held_out(count)
     prompts = collate_prompts(module.task, module.policy.tokenizer, problems, module.policy.chat)
     rollout = sample(
         module.policy.sampler(),

@@ -31,7 +31,10 @@ class CreditStrategy(ABC):
 
     @abstractmethod
     def weights(self, signals: AttentionSignals, mask: Tensor) -> Tensor:
-        """Return [N, T] ≥ 0; what stands outside the mask does not matter."""
+        """Return [N, T] ≥ 0; what stands outside the mask does not matter.
+
+        signals: the fields in `requires` and no others, NaN outside the mask.
+        """
 
     def __call__(
         self, signals: AttentionSignals, mask: Tensor, *, seed: int = 0, rows: Sequence[int] | Tensor | None = None
@@ -49,7 +52,8 @@ class CreditStrategy(ABC):
         mask = mask.bool()
         self._check_signals(signals, mask)
         keys = {"seed": seed, "rows": _row_numbers(rows, len(mask))} if self.seeded else {}
-        weights = self.weights(signals, mask, **keys)
+        read = {field: getattr(signals, field).masked_fill(~mask, math.nan) for field in self.requires}
+        weights = self.weights(AttentionSignals(**read), mask, **keys)
         if weights.shape != mask.shape:
             raise ValueError(f"{self.name} credit has shape {tuple(weights.shape)}, its mask {tuple(mask.shape)}")
         if weights.requires_grad:

@@ -45,6 +45,12 @@ class Task(ABC):
         """
         return []
 
+    def held_out(self, count: int) -> list[Problem]:
+        """`count` held-out problems evenly spaced over all, or all where there are fewer: a task may sort them."""
+        problems = self.test_problems().to_list()
+        count = min(count, len(problems))
+        return [problems[i * len(problems) // count] for i in range(count)]
+
     def rewards(self, rollout: Rollout) -> Tensor:
         """Scores a batch: [N], float32; NaN where there is no score, and the sample is left out of the update."""
         pairs = zip(rollout.problems, rollout.completions, strict=True)

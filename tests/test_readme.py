@@ -1,0 +1,41 @@
+"""What the README shows works as it stands there."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+
+from tests.credit.test_contract import assert_other_rows_do_not_matter, assert_padding_does_not_matter, batch
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The strategy that the README adds, made from its two blocks."""
+    code = re.search(r"```python\n# anywhere importable, say (\w+).py\n(.*?)```", README, re.DOTALL)
+    config = re.search(r"```yaml\n# configs/credit/\w+.yaml\n(.*?)```", README, re.DOTALL)
+    assert len(code[0].splitlines()) <= 2 + 20
+    module = ModuleType(code[1])
+    exec(code[2], vars(module))
+    monkeypatch.setitem(sys.modules, code[1], module)
+    return instantiate(yaml.safe_load(config[1]))
+
+
+def test_the_strategy_of_the_readme_keeps_the_contract(example):
+    assert_padding_does_not_matter(example)
+    assert_other_rows_do_not_matter(example)
+
+
+def test_the_strategy_of_the_readme_amplifies_what_it_says(example):
+    signals, mask = batch(example)
+    credit = example(signals, mask)
+    assert (credit[~mask] == 1).all()
+    for row in range(3, 5):
+        fai = signals.fai[row, mask[row]]
+        torch.testing.assert_close(credit[row, mask[row]], torch.where(fai > fai.nanmean(), 1.5, 1.0))
