@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.credit import AnchorCredit
+from rhythm.folding import FoldedLinear
 from rhythm.loading import quantized_loading
 from rhythm.policy import Policy
 from rhythm.seeding import seed_adapter
@@ -92,7 +93,7 @@ def test_a_policys_config_loads_a_base_of_its_architecture(bases, name):
     policy = instantiate(composed(f"policy={name}", f"policy.path={bases[STAND_INS[name]]}").policy, _convert_="all")
     assert policy.model.get_base_model().dtype == torch.bfloat16
     assert (policy.chat is not None) == ("distill" in name)
-    assert policy.sampler() is policy.model
+    assert not any(isinstance(module, FoldedLinear) for module in policy.model.modules())  # bfloat16
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -156,7 +157,8 @@ def test_full_training_moves_every_weight_and_keeps_the_reference(bases, tmp_pat
     with policy.reference():
         assert torch.equal(logits(policy.model), before)
     assert torch.equal(logits(policy.model), after)
-    assert torch.equal(logits(policy.sampler()), after)
+    with policy.folded():
+        assert torch.equal(logits(policy.model), after)
     policy.check_base(loaded(bases["llama3"], full=True).fingerprint())
 
     policy.save_adapter(tmp_path / "whole")
@@ -184,7 +186,7 @@ def test_full_training_starts_from_whole_models_alone(bases, tmp_path):
     [
         ({"full": True, "dtype": "bfloat16"}, r"policy.full=true with policy.dtype=bfloat16: weights .* in float32"),
         ({"full": True, "quantization": "4bit"}, r"policy.full=true with policy.quantization=4bit"),
-        ({"full": True, "folded_sampling": True}, r"policy.folded_sampling=true needs a LoRA adapter on a base"),
+        ({"full": True, "fold": True}, r"policy.fold=true needs a LoRA adapter on a base"),
         ({"quantization": "4bit"}, r"policy.quantization=4bit needs a CUDA device, and there is none here"),
         ({"quantization": "8bit"}, r"policy.quantization=8bit: use 4bit, or null for none"),
         ({"dtype": "float23"}, r"policy.dtype=float23: use float32, bfloat16 or float16"),

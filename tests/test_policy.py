@@ -62,7 +62,8 @@ def folder(request):
 def test_a_fresh_policy_is_the_base(folder):
     policy, base = tiny(folder), base_of(folder)
     close(logits(policy.model), logits(base), rtol=0, atol=1e-6)
-    close(logits(policy.sampler()), logits(base), rtol=0, atol=1e-6)
+    with policy.folded():
+        close(logits(policy.model), logits(base), rtol=0, atol=1e-6)
 
 
 def test_the_reference_is_the_base_bit_for_bit_and_the_policy_comes_back(folder):
@@ -80,51 +81,6 @@ def test_the_reference_is_left_behind_by_an_error_too(tiny_folder):
     with pytest.raises(RuntimeError, match="inside"), policy.reference():
         raise RuntimeError("inside")
     assert torch.equal(logits(policy.model), before)
-
-
-@pytest.mark.parametrize("targets", ["all-linear", None])
-def test_the_folded_sampler_is_the_adapted_model(folder, targets):
-    some = ["c_attn"] if "n_embd" in (folder / "config.json").read_text() else ["q_proj", "down_proj"]
-    policy = tiny(folder, targets=targets or some)
-    for seed in range(2):  # it follows the adapter
-        perturb(policy, seed=seed)
-        sampler = policy.sampler()
-        assert sampler is not policy.model
-        close(logits(sampler), logits(policy.model), rtol=0, atol=1e-5)
-        assert (logits(policy.model) - logits(base_of(folder))).abs().max() > 0.02
-
-
-def test_without_folding_the_sampler_is_the_model_itself(tiny_folder):
-    policy = tiny(tiny_folder, folded_sampling=False)
-    assert policy.sampler() is policy.model
-
-
-def test_the_folded_copy_owns_the_adapted_matrices_alone(tiny_folder):
-    policy = tiny(tiny_folder, targets=["q_proj"])
-    base = {name: tensor.data_ptr() for name, tensor in policy.model.get_base_model().named_parameters()}
-    for name, tensor in policy.sampler().named_parameters():
-        if name.endswith("q_proj.weight"):
-            assert tensor.data_ptr() != base[name.replace("weight", "base_layer.weight")]
-        else:
-            assert tensor.data_ptr() == base[name]
-
-
-def test_the_folded_copy_is_no_part_of_the_policy(tiny_folder):
-    plain, policy = tiny(tiny_folder, folded_sampling=False), tiny(tiny_folder)
-    policy.sampler()
-    assert policy.state_dict().keys() == plain.state_dict().keys()
-    assert [name for name, _ in policy.named_parameters()] == [name for name, _ in plain.named_parameters()]
-    own = {id(parameter) for parameter in policy.parameters()}
-    copied = [p for name, p in policy.sampler().named_parameters() if name.endswith("q_proj.weight")]
-    assert len(copied) == 3
-    assert not own & {id(parameter) for parameter in copied}
-
-
-def test_folding_leaves_the_base_as_it_was(tiny_folder):
-    policy = perturb(tiny(tiny_folder))
-    policy.sampler()
-    with policy.reference():
-        assert torch.equal(logits(policy.model), logits(base_of(tiny_folder)))
 
 
 # ---- what is trained
@@ -190,7 +146,8 @@ def test_a_warm_start_is_the_saved_policy_and_trainable(saved, tiny_folder):
     policy, folder = saved
     warm = tiny(tiny_folder, adapter=str(folder), rank=16)  # the saved rank counts
     assert torch.equal(logits(warm.model), logits(policy.model))
-    close(logits(warm.sampler()), logits(policy.model), rtol=0, atol=1e-5)
+    with warm.folded():
+        close(logits(warm.model), logits(policy.model), rtol=0, atol=1e-5)
     shapes = [tuple(parameter.shape) for parameter in policy.adapter_parameters()]
     assert [tuple(parameter.shape) for parameter in warm.adapter_parameters()] == shapes
     assert len(shapes) == 2 * 2 * 3
@@ -226,7 +183,8 @@ def test_adapter_state_goes_from_one_policy_to_another(tiny_folder):
     policy, other = perturb(tiny(tiny_folder)), tiny(tiny_folder)
     other.load_adapter_state(policy.adapter_state())
     assert torch.equal(logits(other.model), logits(policy.model))
-    close(logits(other.sampler()), logits(policy.model), rtol=0, atol=1e-5)
+    with other.folded():
+        close(logits(other.model), logits(policy.model), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"rank": 8}, {"targets": ["q_proj"]}])

@@ -155,9 +155,9 @@ class GRPOModule(LightningModule):
 
     def sample(self, prompts: Prompts) -> Rollout:
         self.policy.eval()
-        with short_of_memory("prompts_per_iteration, group_size or max_completion_tokens"):
+        with short_of_memory("prompts_per_iteration, group_size or max_completion_tokens"), self.policy.folded():
             return sample(
-                self.policy.sampler(),
+                self.policy.model,
                 self.policy.tokenizer,
                 prompts,
                 group_size=self.group_size,
@@ -171,7 +171,8 @@ class GRPOModule(LightningModule):
         """Log-probabilities and entropies [N, T], under the policy or, inside its context, under the reference."""
         self.policy.eval()
         settings = {"temperature": self.temperature, **around}
-        return self.fitting(lambda size: score(self.policy.model, rollout, micro_batch_size=size, **settings))
+        with self.policy.folded():
+            return self.fitting(lambda size: score(self.policy.model, rollout, micro_batch_size=size, **settings))
 
     def eligible(self, rollout: Rollout) -> Tensor:
         """The tokens [N, T] that credit may tell apart; the others weigh 1."""
@@ -206,7 +207,10 @@ class GRPOModule(LightningModule):
         metrics = {"learning_rate": optimizer.param_groups[0]["lr"], "updates/taken": 0.0, "updates/not_finite": 0.0}
         if self.over_ranks(learning[rows].sum().float(), "max") > 0:
             learners = rows[learning[rows]]
-            metrics |= self.fitting(lambda size: self.accumulate(rollout, advantages, mask, weights, learners, size))
+            with self.policy.folded():
+                metrics |= self.fitting(
+                    lambda size: self.accumulate(rollout, advantages, mask, weights, learners, size)
+                )
             gradients = [p.grad for p in self.policy.adapter_parameters() if p.grad is not None]
             norm = get_total_norm(gradients)
             taken = self.check_finite(metrics["loss"], norm)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhythm.chat import Chat
+from rhythm.folding import folded, make_foldable
 from rhythm.loading import choose_pad, load_adapter, load_base, load_weights
 from rhythm.stopping import Stopping
 
@@ -43,9 +43,9 @@ class Policy(nn.Module):
         stop_strings: text that ends a completion; the token that completes it is the last one.
         trust_remote_code: run the Python files that come with a model whose architecture transformers does not know,
             with your rights. Read them first.
-        folded_sampling: sample from a copy of the weights with the adapter folded in, made afresh every iteration. As
-            fast as the base model, at the memory of a second copy of the adapted matrices. None does so for float32; in
-            lower precision the sum would be rounded and sample from another distribution.
+        fold: sample, score and learn with the adapter folded into the matrices, afresh for each stage: fewer and
+            larger products, at the memory of a second copy of the adapted matrices. None does so for float32; in lower
+            precision the sum would be rounded, and small updates lost.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Policy(nn.Module):
         system_prompt: str | None = None,
         stop_strings: Sequence[str] = (),
         trust_remote_code: bool = False,
-        folded_sampling: bool | None = None,
+        fold: bool | None = None,
     ):
         super().__init__()
         if lora_dropout:
@@ -75,7 +75,7 @@ class Policy(nn.Module):
             raise ValueError("policy.system_prompt is a turn of a conversation: add policy.chat_template=true")
         if full:
             check_full(dtype, quantization)
-        folded_sampling = may_fold(folded_sampling, dtype, plain=quantization is None and not full)
+        fold = may_fold(fold, dtype, plain=quantization is None and not full)
         self.path = path
         self.full = full
         base, self.tokenizer = load_base(
@@ -90,21 +90,20 @@ class Policy(nn.Module):
         choose_pad(self.tokenizer, self.stopping.token_ids)
         if activation_checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
-        # In tuples, so that they are no submodules: they have no gradients, no optimizer state and are never saved.
-        self._folded: tuple[PreTrainedModel, ...] = ()
+        # In a tuple, so that it is no submodule: it has no gradients, no optimizer state and is never saved.
         self._frozen: tuple[PreTrainedModel, ...] = ()
         if full:
             self._frozen = (copy.deepcopy(base),)
             self.model = load_weights(base, adapter).requires_grad_(True)
         else:
-            unadapted = copy.deepcopy(base, _shared_parameters(base)) if folded_sampling else None
             if adapter is None:
                 targets = targets if isinstance(targets, str) else list(targets)
                 config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
                 self.model = get_peft_model(base, config)
             else:
                 self.model = load_adapter(base, adapter, is_trainable=True)
-            self._folded = (_unshare(unadapted, self.model),) if folded_sampling else ()
+            if fold:
+                make_foldable(self.model)
         self.eval()
 
     @property
@@ -171,17 +170,9 @@ class Policy(nn.Module):
         finally:
             self.model = trained
 
-    @torch.no_grad()
-    def sampler(self) -> nn.Module:
-        """The model to sample from, with today's adapter: folded into a copy, or the adapted model itself."""
-        if not self._folded:
-            return self.model
-        (folded,) = self._folded
-        folded.to(self.device)
-        for name, layer in _adapted_layers(self.model):
-            delta = layer.get_delta_weight(self.model.active_adapter)
-            torch.add(layer.base_layer.weight, delta, out=folded.get_submodule(name).weight)
-        return folded
+    def folded(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with today's adapter folded in, where it can; nothing may step meanwhile."""
+        return folded(self.model)
 
 
 def check_full(dtype: str, quantization: str | None) -> None:
@@ -195,15 +186,13 @@ def check_full(dtype: str, quantization: str | None) -> None:
 
 
 def may_fold(wanted: bool | None, dtype: str, *, plain: bool) -> bool:
-    """Whether to sample from folded weights: by default where the sum is exact to float32.
+    """Whether to fold the adapter into the matrices: by default where the sum is exact to float32.
 
     Raises:
         ValueError: wanted where there are no plain matrices with an adapter to fold in.
     """
     if wanted and not plain:
-        raise ValueError(
-            "policy.folded_sampling=true needs a LoRA adapter on a base that is not quantized; leave it out"
-        )
+        raise ValueError("policy.fold=true needs a LoRA adapter on a base that is not quantized; leave it out")
     return (dtype == "float32" and plain) if wanted is None else wanted
 
 
@@ -213,22 +202,3 @@ def _named_ends(model: PreTrainedModel, chat: Chat | None) -> set[int]:
     ends = set() if named is None else {named} if isinstance(named, int) else set(named)
     turn = chat.end_of_turn() if chat else None
     return ends if turn is None else ends | {turn}
-
-
-def _adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in model.get_base_model().named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
-
-
-def _shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
-    """A deepcopy memo under which the copy shares every parameter with the model."""
-    return {id(parameter): parameter for parameter in model.parameters()}
-
-
-def _unshare(copied: PreTrainedModel, model: PeftModel) -> PreTrainedModel:
-    """Gives the copy its own storage for the adapted matrices; everything else stays shared with the model."""
-    for name, _ in _adapted_layers(model):
-        layer = copied.get_submodule(name)
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    return copied.eval()

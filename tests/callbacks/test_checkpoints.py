@@ -44,10 +44,11 @@ class Signalled(RolloutObserver):
 
     def on_train_start(self, trainer, module):
         self.module = module
-        module.policy.sampler().register_forward_hook(lambda *_: self.now("sampling"))
-        module.policy.model.get_output_embeddings().register_forward_hook(
-            lambda *_: self.now("updating" if module.policy.training else "scoring")
-        )
+        module.policy.model.get_output_embeddings().register_forward_hook(self.phase_of)
+
+    def phase_of(self, head, inputs, logits):
+        updating = "updating" if self.module.policy.training else "scoring"
+        self.now("sampling" if logits.shape[1] == 1 else updating)
 
     def now(self, phase):
         if phase == self.phase and self.module.iteration == 2 and self.sent_in is None:

@@ -37,7 +37,7 @@ class SplitModule(GRPOModule):
         everything = list(self.task.train_problems())[:PROMPTS]
         encoded = self.policy.tokenizer([self.task.prompt(p) for p in everything], return_tensors="pt", padding=True)
         whole = sample(
-            self.policy.sampler(),
+            self.policy.model,
             self.policy.tokenizer,
             Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), everything),
             group_size=self.group_size,

@@ -89,28 +89,30 @@ def evaluate(
     """
     was_training = policy.training
     policy.eval()
-    sampler = policy.sampler()
     outcome = torch.zeros(4, len(problems), samples, device=policy.device)
     divergence = torch.zeros(2, dtype=torch.float64, device=policy.device)
     starts = range(0, len(problems), prompts_at_once)
-    for number, start in list(enumerate(starts))[rank::world_size]:
-        prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once], policy.chat)
-        rollout = sample(
-            sampler,
-            policy.tokenizer,
-            Prompts(prompts.input_ids.to(policy.device), prompts.attention_mask.to(policy.device), prompts.problems),
-            group_size=samples,
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            stopping=policy.stopping,
-            generator=generator(seed, "evaluation", number, device=policy.device),
-        )
-        parsed = torch.tensor([task.extract(completion) is not None for completion in rollout.completions])
-        seen = (task.rewards(rollout) == 1, parsed, rollout.truncated, rollout.completion_mask.sum(1))
-        for i, values in enumerate(seen):
-            outcome[i, start : start + prompts_at_once] = values.view(-1, samples).to(outcome)
-        firsts = torch.arange(0, len(rollout.completions), samples, device=policy.device)
-        divergence += kl_to_reference(policy, rollout.take(firsts), temperature or 1.0, micro_batch_size)
+    with policy.folded():
+        for number, start in list(enumerate(starts))[rank::world_size]:
+            prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once], policy.chat)
+            rollout = sample(
+                policy.model,
+                policy.tokenizer,
+                Prompts(
+                    prompts.input_ids.to(policy.device), prompts.attention_mask.to(policy.device), prompts.problems
+                ),
+                group_size=samples,
+                max_completion_tokens=max_completion_tokens,
+                temperature=temperature,
+                stopping=policy.stopping,
+                generator=generator(seed, "evaluation", number, device=policy.device),
+            )
+            parsed = torch.tensor([task.extract(completion) is not None for completion in rollout.completions])
+            seen = (task.rewards(rollout) == 1, parsed, rollout.truncated, rollout.completion_mask.sum(1))
+            for i, values in enumerate(seen):
+                outcome[i, start : start + prompts_at_once] = values.view(-1, samples).to(outcome)
+            firsts = torch.arange(0, len(rollout.completions), samples, device=policy.device)
+            divergence += kl_to_reference(policy, rollout.take(firsts), temperature or 1.0, micro_batch_size)
     policy.train(was_training)
     correct, parsed, truncated, lengths = all_sum(outcome)
     total, tokens = all_sum(divergence).tolist()
