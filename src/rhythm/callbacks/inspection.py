@@ -128,16 +128,17 @@ def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
     """One completion of each of some held-out problems, with rewards, signals and credit, but no advantages."""
     problems = module.task.held_out(count)
     prompts = collate_prompts(module.task, module.policy.tokenizer, problems, module.policy.chat)
-    rollout = sample(
-        module.policy.sampler(),
-        module.policy.tokenizer,
-        Prompts(prompts.input_ids.to(module.device), prompts.attention_mask.to(module.device), problems),
-        group_size=1,
-        max_completion_tokens=module.max_completion_tokens,
-        temperature=module.temperature,
-        stopping=module.policy.stopping,
-        generator=generator(module.seed, "inspection", device=module.device),
-    )
+    with module.policy.folded():
+        rollout = sample(
+            module.policy.model,
+            module.policy.tokenizer,
+            Prompts(prompts.input_ids.to(module.device), prompts.attention_mask.to(module.device), problems),
+            group_size=1,
+            max_completion_tokens=module.max_completion_tokens,
+            temperature=module.temperature,
+            stopping=module.policy.stopping,
+            generator=generator(module.seed, "inspection", device=module.device),
+        )
     rollout.rewards = module.task.rewards(rollout).to(module.device)
     _, entropy = module.score(rollout)
     readers = [callback for callback in module.trainer.callbacks if isinstance(callback, AttentionSignals)]
