@@ -31,6 +31,7 @@ def run(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     check_launcher(cfg, hydra)
     check_accelerator(cfg.trainer)
+    cfg.command = cli.command_line("train.py", hydra.overrides.task)
     checkpoint = open_run(cfg, hydra.runtime.choices.get("experiment") or hydra.runtime.choices["credit"])
     with building(cfg, checkpoint):
         seed_adapter(cfg.seed)

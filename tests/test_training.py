@@ -77,6 +77,8 @@ def test_a_run_leaves_everything_that_is_promised(finished):
         assert low <= metrics["last"]["metrics"][key] <= high
     for words in ("before", "after 6 iterations", "pass@1", "pass@8", "tensorboard --logdir", str(folder)):
         assert words in out
+    command = f"python train.py {' '.join(SMOKE)} iterations=6"
+    assert f"\n{command}\n" in (folder / "adapter" / "README.md").read_text()
     logged = scalars(folder)
     assert logged.keys() >= SCALARS
     assert [step for step, _ in logged["reward"]] == [1, 2, 3, 4, 5, 6]

@@ -49,10 +49,9 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
             _passing_hydra(run, config_name)
         )()
     except Interrupted as stop:
-        overrides = [word for word in sys.argv[1:] if not word.startswith(("ckpt_path=", "output_dir="))]
-        words = [sys.argv[0], *overrides, "ckpt_path=last", f"output_dir={stop.run}"]
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"saved; to go on: python {shlex.join(words)}", flush=True)
+            where = shlex.join(["ckpt_path=last", f"output_dir={stop.run}"])
+            print(f"saved; to go on: {command_line(sys.argv[0], sys.argv[1:])} {where}", flush=True)
         # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
         sys.exit(128 + stop.signum if os.environ.get("LOCAL_RANK", "0") == "0" else 0)
     except (*USER_ERRORS, _UserError) as error:
@@ -61,6 +60,12 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
             raise error
         print(f"error: {one_line(error, config_name)}", file=sys.stderr)
         sys.exit(1)
+
+
+def command_line(script: str, words: Sequence[str]) -> str:
+    """The command that makes a run afresh, whatever it was resumed from and wherever it wrote."""
+    kept = [word for word in words if not word.startswith(("ckpt_path=", "output_dir="))]
+    return shlex.join(["python", script, *kept])
 
 
 class _UserError(BaseException):

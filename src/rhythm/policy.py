@@ -78,6 +78,7 @@ class Policy(nn.Module):
         fold = may_fold(fold, dtype, plain=quantization is None and not full)
         self.path = path
         self.full = full
+        self.quantized = quantization is not None
         base, self.tokenizer = load_base(
             path,
             dtype=dtype,

@@ -31,7 +31,7 @@ LOCK = ".lock"
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
 FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
-FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration", "doctor"]
+FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration", "doctor", "command"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
 # What a policy is asked and when it ends, and of what kind its trained weights are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,16 +15,7 @@ from rich.table import Table
 
 from rhythm.callbacks.evaluation import HeldOutEvaluation
 from rhythm.module import GRPOModule
-from rhythm.version import VERSION
-
-ROWS = {
-    "eval/pass@1": "pass@1",
-    "eval/pass@8": "pass@8",
-    "eval/pass@1_well_formed": "pass@1 of well-formed",
-    "eval/well_formed": "share of well-formed",
-    "eval/mean_length": "tokens a completion",
-    "eval/kl": "KL to the reference, nats",
-}
+from rhythm.sharing import card, cells, check_login, check_mergeable, merge, push
 
 
 class Export(Callback):
@@ -33,15 +25,27 @@ class Export(Callback):
 
     Args:
         folder: the run's folder.
+        command: what makes the same run again, for the card.
+        merged: write `merged/` too, the base with the adapter folded in, and compare the two.
+        push_to_hub: a repository of the hub, `name/of-it`, that `adapter/` goes to; made private where it is new.
     """
 
-    def __init__(self, folder: str):
+    def __init__(
+        self, folder: str, *, command: str | None = None, merged: bool = False, push_to_hub: str | None = None
+    ):
         self.folder = Path(folder)
+        self.command = command
+        self.merged = merged
+        self.push_to_hub = push_to_hub
         self.seconds = 0.0  # of training with evaluations, over all processes that had a part in the run
 
     def on_fit_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
         if not any(isinstance(callback, HeldOutEvaluation) for callback in trainer.callbacks):
             raise ValueError("callbacks.export reports what callbacks.evaluation measures; leave out both or neither")
+        if self.merged:
+            check_mergeable(pl_module.policy)
+        if self.push_to_hub and trainer.is_global_zero:
+            check_login(self.push_to_hub)
         self._started = perf_counter()
         if trainer.is_global_zero:
             self._print_board(trainer)
@@ -65,6 +69,8 @@ class Export(Callback):
             console.print(table(self._outcome(trainer, pl_module)))
             console.print(f"{self.seconds:.0f} s, evaluations included. Everything is in {self.folder}", soft_wrap=True)
             self._print_board(trainer)
+            if self.push_to_hub:  # last: the checkpoint is written, whatever the hub says
+                print(f"pushed to {push(self.folder / 'adapter', self.push_to_hub)}", flush=True)
 
     def _outcome(self, trainer: Trainer, module: GRPOModule) -> dict[str, Any]:
         (evaluation,) = (callback for callback in trainer.callbacks if isinstance(callback, HeldOutEvaluation))
@@ -73,8 +79,14 @@ class Export(Callback):
 
     def _write(self, module: GRPOModule, outcome: dict[str, Any]) -> None:
         module.policy.save_adapter(self.folder / "adapter")
-        (self.folder / "adapter" / "README.md").write_text(card(module, outcome), encoding="utf-8")
+        card(module, outcome, self.command).save(self.folder / "adapter" / "README.md")
         (self.folder / "metrics.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+        if self.merged:
+            folder = self.folder / "merged"
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier end of a run that was extended
+            problems = module.task.test_problems().to_list()[:4]
+            kl = merge(module.policy, folder, [module.task.prompt(problem) for problem in problems])
+            print(f"{folder}: {kl:.1e} nats a token from the adapter", flush=True)
 
     def _print_board(self, trainer: Trainer) -> None:
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
@@ -89,42 +101,13 @@ class Export(Callback):
 
 def table(outcome: dict[str, Any]) -> Table:
     """Held-out numbers before and after, with 95% intervals where there are some."""
-    first, last = outcome["first"], outcome["last"]
+    last = outcome["last"]
     title = f"{last['problems']} held-out problems, {last['samples']} samples of each [95% interval]"
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     shown.add_column("before", justify="right")
     shown.add_column(f"after {outcome['iterations']} iterations", justify="right")
-    for tag, name in ROWS.items():
-        if tag in last["metrics"]:
-            shown.add_row(name, *(_cell(evaluation, tag) for evaluation in (first, last)))
+    before = cells(outcome["first"])
+    for name, value in cells(last).items():
+        shown.add_row(name, before[name], value)
     return shown
-
-
-def card(module: GRPOModule, outcome: dict[str, Any]) -> str:
-    """The adapter's model card: what it belongs to, what made it, what it scored."""
-    last = outcome["last"]
-    low, high = last["intervals"]["eval/pass@1"]
-    base, credit, task = module.policy.path, module.credit.name, type(module.task).__name__
-    before = outcome["first"]["metrics"]["eval/pass@1"]
-    return f"""---
-library_name: peft
-tags: [rhythm, grpo, lora]
----
-
-# LoRA adapter trained with {credit} credit
-
-A PEFT adapter for the base model `{base}`, trained by rhythm {VERSION} with GRPO and {credit} credit (arXiv:2510.13554)
-on {task}: {outcome["iterations"]} iterations, seed {module.seed}.
-
-Held-out pass@1 {last["metrics"]["eval/pass@1"]:.3f} [{low:.3f}, {high:.3f}], {before:.3f} before training, over
-{last["problems"]} problems with {last["samples"]} samples each. The settings are in `config.yaml` beside this folder.
-"""
-
-
-def _cell(evaluation: dict[str, Any], tag: str) -> str:
-    value = f"{evaluation['metrics'][tag]:.3f}"
-    if tag in evaluation["intervals"]:
-        low, high = evaluation["intervals"][tag]
-        value += f" [{low:.3f}, {high:.3f}]"
-    return value
