@@ -18,7 +18,7 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     from rhythm.evaluation.evaluate import evaluate
     from rhythm.runs import check_same_subject, find_adapter, load_policy
 
-    for name in ("problems", "samples"):
+    for name in ("problems", "samples", "prompts_at_once"):
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1")
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
@@ -37,6 +37,7 @@ def evaluate_adapter(cfg: DictConfig) -> float:
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,
         micro_batch_size=cfg.micro_batch_size,
+        prompts_at_once=cfg.prompts_at_once,
         seed=cfg.seed,
     )
     summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None, **measured.summary()}

@@ -194,6 +194,12 @@ def test_a_start_that_would_train_on_wrong_rewards_is_refused(here, tiny_folder,
     assert_one_line(outcome, "Countdown gives 'my answer is (2 + 3) * 4' a reward of 1", "mend its verifier")
 
 
+def test_memory_that_gives_out_anywhere_is_one_line(here, tiny_folder, monkeypatch):
+    monkeypatch.setattr(Countdown, "prompt", lambda task, problem: torch.empty(10**15))
+    outcome = here("train.py", *local(tiny_folder, "output_dir=run"))
+    assert_one_line(outcome, "out of memory; lower micro_batch_size, group_size or max_completion_tokens")
+
+
 def test_more_prompts_than_problems(here, tiny_folder):
     outcome = here("train.py", *local(tiny_folder, "task.train_size=3", "prompts_per_iteration=4"))
     assert_one_line(outcome, "prompts_per_iteration=4: the task has only 3 problems")

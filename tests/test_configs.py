@@ -93,6 +93,7 @@ def test_eval_measures_what_training_measured():
     assert evaluation.policy == training.policy
     for key in ("max_completion_tokens", "micro_batch_size"):
         assert evaluation[key] == training[key]
+    assert evaluation.prompts_at_once == training.callbacks.evaluation.prompts_at_once  # or other samples are drawn
 
 
 def test_another_logger_is_added_by_its_class(tmp_path):

@@ -73,8 +73,8 @@ def test_the_first_ratio_is_one_and_the_adapter_gets_a_gradient(policy, rollout)
     assert not any(parameter.grad is not None for parameter in policy.parameters())
     assert not policy.training
     for module in policy.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
     with pytest.raises(ValueError, match=r"^the first ratio is off 1 by [0-9.e-]+ in float32, more than 1e-05"):
         doctor.check_first_update(policy, rollout, 1.0, exact=True)
     assert re.search(r"largest deviation [0-9.]*[1-9]", doctor.check_first_update(policy, rollout, 1.0, exact=False))

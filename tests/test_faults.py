@@ -212,7 +212,8 @@ class Small(RolloutObserver):
         module.policy.model.get_output_embeddings().register_forward_hook(self.passed)
 
     def passed(self, layer, inputs, logits):
-        stage = "forward" if self.module.policy.training else "scoring"
+        sampling = logits.shape[1] == 1  # a token at a time
+        stage = "forward" if self.module.policy.training else "sampling" if sampling else "scoring"
         if stage == "forward" and self.stage == "backward":
             logits.register_hook(lambda gradient: self.check(len(gradient)))
         elif stage == self.stage:
@@ -239,8 +240,8 @@ def test_a_pass_that_runs_out_of_memory_is_begun_again_in_halves_with_the_same_g
     assert (small.sizes[:2], set(small.sizes)) == ([8, 8], {8, 4, 2})
     assert module.micro_batch_size == 2
     assert_same(moved(module, watcher), expected)
-    assert "out of memory: from here on micro_batch_size=4 instead of 8, for the same gradient" in caplog.messages
-    assert "out of memory: from here on micro_batch_size=2 instead of 4, for the same gradient" in caplog.messages
+    assert "out of memory: from here on micro_batch_size=4 instead of 8, for the same result" in caplog.messages
+    assert "out of memory: from here on micro_batch_size=2 instead of 4, for the same result" in caplog.messages
 
 
 def test_where_not_even_one_sequence_fits_the_setting_to_lower_is_named():

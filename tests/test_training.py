@@ -183,6 +183,7 @@ def test_a_finished_run_with_iterations_raised_equals_a_longer_one(finished, nur
     nursery.run(output, "train.py", *SMOKE, "iterations=3", f"output_dir={folder}")
     nursery.run(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
     assert_same_run(finished[0], folder)
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["iterations"] == 6
 
 
 def test_a_run_killed_twice_and_resumed_equals_one_never_stopped(finished, nursery, tmp_path):

@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rhythm.faults import Interrupted
+from rhythm.faults import Interrupted, short_of_memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRACEBACK = "RHYTHM_TRACEBACK"
@@ -83,7 +83,9 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
 
         _quiet_libraries()
         try:
-            return run(cfg)
+            # Outside of the passes that are begun again in halves: loading, figures, studies of attention.
+            with short_of_memory("micro_batch_size, group_size or max_completion_tokens, or choose a smaller policy"):
+                return run(cfg)
         except (*USER_ERRORS, MisconfigurationException) as error:
             raise _UserError from error
 

@@ -87,17 +87,18 @@ def check_first_update(policy: Policy, rollout: Rollout, temperature: float, *, 
         exact: everything is computed in float32, so that they must.
     """
     mask = rollout.completion_mask
-    policy.eval()
-    old_logps, _ = score(policy.model, rollout, micro_batch_size=len(mask), temperature=temperature)
-    policy.train()
     ratios, total = [], torch.zeros((), device=mask.device)
-    for batch in micro_batches(rollout, torch.arange(len(mask), device=mask.device), 1):
-        logps = completion_logps(policy.model, batch, temperature)
-        total = total + logps.sum()
-        ratios.append((logps.detach() - old_logps[batch.rows, : logps.shape[1]]).exp())
-    parameters = policy.adapter_parameters() if total.requires_grad else []
-    # Apart from .grad and from the ranks' synchronised backward passes.
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
+    policy.eval()
+    with policy.folded():
+        old_logps, _ = score(policy.model, rollout, micro_batch_size=len(mask), temperature=temperature)
+        policy.train()
+        for batch in micro_batches(rollout, torch.arange(len(mask), device=mask.device), 1):
+            logps = completion_logps(policy.model, batch, temperature)
+            total = total + logps.sum()
+            ratios.append((logps.detach() - old_logps[batch.rows, : logps.shape[1]]).exp())
+        parameters = policy.adapter_parameters() if total.requires_grad else []
+        # Apart from .grad and from the ranks' synchronised backward passes.
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
     policy.eval()
     deviation = float((torch.cat([ratio.flatten() for ratio in ratios]) - 1).abs().max())
     if exact and not deviation <= TOLERANCE:

@@ -76,7 +76,7 @@ def halved_until_it_fits(compute: Callable[[int], T], size: int, *, least: int =
                 raise
         # Outside of the except clause: the error's traceback keeps the tensors of the pass that failed.
         smaller = max(size // 2, least)
-        log.warning(f"out of memory: from here on micro_batch_size={smaller} instead of {size}, for the same gradient")
+        log.warning(f"out of memory: from here on micro_batch_size={smaller} instead of {size}, for the same result")
         size = smaller
     with short_of_memory("max_completion_tokens" if size == 1 else "micro_batch_size"):
         return compute(size), size

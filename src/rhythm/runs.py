@@ -27,6 +27,7 @@ from rhythm.policy import Policy
 
 CONFIG = "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
+HPARAMS = "hparams.yaml"
 LOCK = ".lock"
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
@@ -97,6 +98,7 @@ def open_run(cfg: DictConfig, label: str) -> Path | None:
             raise ValueError("several processes were started at once: name output_dir=<folder>, so that they agree")
     if first_process:
         claim(Path(cfg.output_dir))
+        (Path(cfg.output_dir) / HPARAMS).unlink(missing_ok=True)  # Lightning writes none over it; iterations may differ
         OmegaConf.save(cfg, Path(cfg.output_dir) / CONFIG, resolve=True)
     return checkpoint
 

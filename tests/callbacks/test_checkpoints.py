@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,26 @@ def test_where_the_disk_is_full_the_earlier_checkpoint_stays_and_one_line_says_s
     assert saved(folder)["iteration"] == 1
     run(**SETTINGS, callbacks=[Checkpoints(str(folder), every=1)], ckpt_path=folder / "last.ckpt")
     assert_equal(saved(folder), saved(finished))
+
+
+def test_every_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    """A machine that loses its power keeps what was synced: the kills of other tests cannot tell."""
+    events, fsync, replace = [], os.fsync, Path.replace
+
+    def synced(descriptor):
+        events.append(("synced", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        events.append(("renamed", path.name, Path(target).name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    run(**SETTINGS | {"iterations": 2}, callbacks=[Checkpoints(str(tmp_path), every=1)])
+    last = [("synced", "last.tmp"), ("renamed", "last.tmp", "last.ckpt")]
+    previous = [("synced", "previous.tmp"), ("renamed", "previous.tmp", "previous.ckpt")]
+    assert events == [*last, last[0], *previous, last[1]]
 
 
 def test_a_first_checkpoint_that_cannot_be_written_says_that_there_is_none(tmp_path):

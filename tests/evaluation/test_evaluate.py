@@ -1,4 +1,5 @@
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -101,6 +102,38 @@ def test_ranks_that_share_the_problems_agree_with_one_process(learned, world_siz
     together = measure(learned, rank=0, world_size=world_size, all_sum=lambda x: next(summed))
     assert_equal(together, alone)
     assert not any(torch.equal(own[0], totals[0][0]) for own in totals[1:])
+
+
+@contextmanager
+def room_for(rows, stage, model):
+    """Inside, a pass of more rows in a stage runs out of memory; gives the sizes that were tried."""
+    sizes = []
+
+    def passed(layer, inputs, logits):
+        if stage == ("sampling" if logits.shape[1] == 1 else "scoring"):  # a token at a time, or whole sequences
+            sizes.append(len(logits))
+            if len(logits) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = model.get_output_embeddings().register_forward_hook(passed)
+    yield sizes
+    hook.remove()
+
+
+def test_scoring_that_does_not_fit_is_done_in_halves(learned):
+    whole = measure(learned)
+    with room_for(1, "scoring", learned.model) as sizes:
+        halved = measure(learned)
+    assert set(sizes) == {3, 1}
+    assert sizes.count(3) == 1  # once small, it stays so
+    assert torch.equal(halved.correct, whole.correct)
+    assert halved.kl == pytest.approx(whole.kl, rel=1e-5)
+
+
+def test_sampling_that_does_not_fit_names_what_to_lower(learned):
+    line = "out of memory; lower the evaluation's prompts_at_once, samples or max_completion_tokens"
+    with room_for(2, "sampling", learned.model), pytest.raises(MemoryError, match=f"^{line}$"):
+        measure(learned)
 
 
 def test_a_fresh_adapter_is_no_distance_from_the_reference(policy, learned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rhythm.data import collate_prompts
 from rhythm.evaluation.metrics import PassAtK
+from rhythm.faults import halved_until_it_fits, short_of_memory
 from rhythm.losses import kl_estimate
 from rhythm.policy import Policy
 from rhythm.rollout import sample
@@ -86,13 +88,16 @@ def evaluate(
         samples: completions of each problem; pass@8 needs 8.
         prompts_at_once: problems that are sampled together.
         all_sum: the sum of a tensor over the ranks.
+
+    Raises:
+        MemoryError: sampling, or scoring a single sequence, does not fit.
     """
     was_training = policy.training
     policy.eval()
     outcome = torch.zeros(4, len(problems), samples, device=policy.device)
     divergence = torch.zeros(2, dtype=torch.float64, device=policy.device)
     starts = range(0, len(problems), prompts_at_once)
-    with policy.folded():
+    with policy.folded(), short_of_memory("the evaluation's prompts_at_once, samples or max_completion_tokens"):
         for number, start in list(enumerate(starts))[rank::world_size]:
             prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once], policy.chat)
             rollout = sample(
@@ -112,7 +117,9 @@ def evaluate(
             for i, values in enumerate(seen):
                 outcome[i, start : start + prompts_at_once] = values.view(-1, samples).to(outcome)
             firsts = torch.arange(0, len(rollout.completions), samples, device=policy.device)
-            divergence += kl_to_reference(policy, rollout.take(firsts), temperature or 1.0, micro_batch_size)
+            scored = partial(kl_to_reference, policy, rollout.take(firsts), temperature or 1.0)
+            added, micro_batch_size = halved_until_it_fits(scored, micro_batch_size)
+            divergence += added
     policy.train(was_training)
     correct, parsed, truncated, lengths = all_sum(outcome)
     total, tokens = all_sum(divergence).tolist()
