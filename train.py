@@ -45,6 +45,7 @@ def run(cfg: DictConfig) -> float:
             prompts_per_iteration=cfg.prompts_per_iteration,
             iterations=cfg.iterations,
             seed=cfg.seed,
+            max_prompt_tokens=cfg.max_prompt_tokens,
             chat=policy.chat,
         )
         callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]

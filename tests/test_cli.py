@@ -152,6 +152,14 @@ def test_a_policy_that_is_not_there(here, tmp_path):
     assert_one_line(here("train.py", "policy.path=embedded:huge"), "no such embedded policy")
 
 
+def test_a_broken_line_of_a_tasks_data(here, tiny_folder, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n{"question": "2+2?"}\n')
+    (tmp_path / "test.jsonl").write_text('{"question": "3+3?", "answer": "#### 6"}\n')
+    files = [f"task.{role}.files={tmp_path / role}.jsonl" for role in ("train", "test")]
+    outcome = here("train.py", *local(tiny_folder, "task=gsm8k", *files))
+    assert_one_line(outcome, f"{tmp_path}/train.jsonl, line 2: there is no column answer; there are question")
+
+
 def test_an_adapter_that_is_not_there(here, tiny_folder, tmp_path):
     outcome = here("train.py", *local(tiny_folder, f"policy.adapter={tmp_path / 'nowhere'}"))
     assert_one_line(outcome, "policy.adapter=", "no adapter_config.json")
@@ -375,6 +383,16 @@ def test_an_adapter_is_not_evaluated_on_another_task(run):
         runs.check_same_subject(config(task={"count": 4}), run / runs.LAST)
     with pytest.raises(ValueError, match=r"than these; add '~task.template'$"):
         runs.check_same_subject(config(task={"count": 3, "template": "another"}), run / runs.LAST)
+
+
+def test_an_adapter_is_evaluated_on_other_problems_of_its_task(run):
+    task = {"template": "{problem}", "train": {"path": "a", "columns": {"problem": "q"}}, "test": {"path": "b"}}
+    OmegaConf.save(config(task=task), run / "config.yaml")
+    runs.check_same_subject(
+        config(task=task | {"train": {"path": "c"}, "test": {"path": "d", "name": "x"}}), run / runs.LAST
+    )
+    with pytest.raises(ValueError, match=r"than these; add 'task.template=\{problem\}'$"):
+        runs.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
 
 
 def test_a_policy_is_not_evaluated_on_prompts_of_another_form(run):

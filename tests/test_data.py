@@ -1,7 +1,9 @@
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from rhythm.data import IterationSampler, PromptData, collate_prompts
 from rhythm.tasks.countdown import Countdown
@@ -83,3 +85,34 @@ def test_batches_are_the_problems_that_the_sampler_names_from_the_modules_iterat
     problems = task.train_problems().to_list()
     named = sampler(6, iterations=5, seed=3, start=2, rank=1, world_size=2)
     assert [batch.problems for batch in loader] == [[problems[row] for row in rows] for rows in named]
+
+
+def of_lengths(limit, sizes=((3, 4), (1, 2, 3), (5, 6))):
+    """Prompt data on problems whose prompts have 6 tokens and one for each number."""
+    problems = Dataset.from_list([{"numbers": list(numbers), "target": 12} for numbers in sizes])
+    task = SimpleNamespace(train_problems=lambda: problems, prompt=Countdown(count=2, template=TEMPLATE).prompt)
+    settings = {"prompts_per_iteration": 1, "iterations": 1, "seed": 0}
+    return PromptData(task, word_tokenizer(WORDS), max_prompt_tokens=limit, **settings)
+
+
+def test_problems_with_long_prompts_are_left_out_and_counted(caplog):
+    caplog.set_level(logging.INFO, logger="rhythm")
+    data = of_lengths(8)
+    data.setup("fit")
+    assert [problem["numbers"] for problem in data.problems] == [[3, 4], [5, 6]]
+    assert caplog.messages == ["max_prompt_tokens=8: 1 of 3 training problems have longer prompts and are left out"]
+    everything = of_lengths(9)
+    everything.setup("fit")
+    assert len(everything.problems) == 3
+
+
+def test_no_prompt_that_is_short_enough():
+    with pytest.raises(ValueError, match=r"^max_prompt_tokens=7: 3 of 3 .* longer prompts; the shortest has 8 tokens$"):
+        of_lengths(7).setup("fit")
+
+
+def test_the_tokens_of_a_conversation_count():
+    data = of_lengths(10)
+    data.chat = lambda text: f"numbers : {text}"
+    data.setup("fit")
+    assert [problem["numbers"] for problem in data.problems] == [[3, 4], [5, 6]]

@@ -82,6 +82,9 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         _quiet_libraries()
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # what was left out of the data, as a plain line on stderr
+            logging.getLogger("rhythm").setLevel(logging.INFO)
+            logging.lastResort.setLevel(logging.INFO)
         try:
             # Outside of the passes that are begun again in halves: loading, figures, studies of attention.
             with short_of_memory("micro_batch_size, group_size or max_completion_tokens, or choose a smaller policy"):
@@ -94,8 +97,10 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
 
 def _quiet_libraries() -> None:
     """Takes out of the output what tells a user nothing: tips, loading bars, libraries about libraries."""
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (

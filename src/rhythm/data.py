@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from rhythm.chat import Chat
 from rhythm.seeding import generator
 from rhythm.tasks.base import Task
 from rhythm.types import Prompts
+
+log = logging.getLogger(__name__)
 
 
 class IterationSampler(Sampler[list[int]]):
@@ -73,16 +76,32 @@ def collate_prompts(
     task: Task, tokenizer: PreTrainedTokenizerBase, problems: Sequence[dict[str, Any]], chat: Chat | None = None
 ) -> Prompts:
     """Tokenizes the prompts of some problems, padded on the left; as turns of a conversation where `chat` is given."""
-    texts = [task.prompt(problem) for problem in problems]
-    if chat is None:
-        encoded = tokenizer(texts, return_tensors="pt", padding=True)
-    else:  # a template writes the beginning of sequence itself
-        encoded = tokenizer([chat(text) for text in texts], return_tensors="pt", padding=True, add_special_tokens=False)
+    encoded = encode_prompts(task, tokenizer, problems, chat, return_tensors="pt", padding=True)
     return Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), list(problems))
 
 
+def encode_prompts(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Iterable[dict[str, Any]],
+    chat: Chat | None,
+    **options: Any,
+) -> BatchEncoding:
+    """The tokens of each problem's prompt, with the tokenizer's own options."""
+    texts = [task.prompt(problem) for problem in problems]
+    if chat is None:
+        return tokenizer(texts, **options)
+    return tokenizer([chat(text) for text in texts], add_special_tokens=False, **options)  # the template writes them
+
+
 class PromptData(LightningDataModule):
-    """One batch is one iteration's prompts."""
+    """One batch is one iteration's prompts.
+
+    Args:
+        task: its training problems.
+        max_prompt_tokens: training problems with a longer prompt are left out; None keeps all.
+        chat: writes prompts as turns of a conversation.
+    """
 
     def __init__(
         self,
@@ -92,6 +111,7 @@ class PromptData(LightningDataModule):
         prompts_per_iteration: int,
         iterations: int,
         seed: int,
+        max_prompt_tokens: int | None = None,
         chat: Chat | None = None,
     ):
         super().__init__()
@@ -100,10 +120,22 @@ class PromptData(LightningDataModule):
         self.prompts_per_iteration = prompts_per_iteration
         self.iterations = iterations
         self.seed = seed
+        self.max_prompt_tokens = max_prompt_tokens
         self.chat = chat
 
     def setup(self, stage: str) -> None:
         self.problems = self.task.train_problems()
+        if self.max_prompt_tokens is not None:
+            encoded = encode_prompts(self.task, self.tokenizer, self.problems, self.chat)
+            lengths = [len(ids) for ids in encoded["input_ids"]]
+            short = [row for row, length in enumerate(lengths) if length <= self.max_prompt_tokens]
+            counted = f"{len(lengths) - len(short)} of {len(lengths)} training problems have longer prompts"
+            if not short:
+                raise ValueError(
+                    f"max_prompt_tokens={self.max_prompt_tokens}: {counted}; the shortest has {min(lengths)} tokens"
+                )
+            log.info(f"max_prompt_tokens={self.max_prompt_tokens}: {counted} and are left out")
+            self.problems = self.problems.select(short)
 
     def train_dataloader(self) -> DataLoader:
         sampler = IterationSampler(

@@ -37,6 +37,7 @@ FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
 # What a policy is asked and when it ends, and of what kind its trained weights are.
 SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
+PROBLEMS = ("task.train.", "task.test.")  # which problems, not how they are asked
 _claims: dict[Path, FileLock] = {}
 
 
@@ -284,7 +285,9 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         return
     saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    keys = {"max_completion_tokens", *SUBJECT} | {key for key in saved | now if key.startswith("task.")}
+    # On other problems than a run's own it is still what the run trained, as long as it is asked in the same form.
+    asked = {key for key in saved | now if key.startswith("task.") and not key.startswith(PROBLEMS)}
+    keys = {"max_completion_tokens", *SUBJECT} | asked
     if adapter.is_file():  # a checkpoint holds tensors alone; a PEFT folder says itself how it is scaled
         keys |= {"policy.alpha", "policy.adapter"}
     differing = sorted(key for key in keys if not isinstance(saved.get(key), dict) and saved.get(key) != now.get(key))

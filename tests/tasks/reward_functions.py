@@ -19,6 +19,10 @@ def batch(problems, completions):
     return [one(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
 
 
+def parity(problem, completion):
+    return len(completion) % 2
+
+
 def as_array(problems, completions):
     return np.ones(len(completions), dtype=np.float32)
 

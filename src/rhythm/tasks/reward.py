@@ -115,7 +115,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*(path or "." for path in sys.path), "."])},
             start_new_session=True,  # a Ctrl-C is ours; and its children end with it
         )
         self._buffer = b""

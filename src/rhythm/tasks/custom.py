@@ -1,0 +1,62 @@
+"""A user's own data and reward functions, from the command line or a YAML file."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+from rhythm.tasks.base import Problem
+from rhythm.tasks.dataset import DatasetTask
+from rhythm.tasks.problem_set import ProblemSet
+from rhythm.tasks.reward import RewardFunction
+
+
+class Custom(DatasetTask):
+    """Rows of any dataset, a prompt template over their columns, and rewards by functions of the user's.
+
+    A function is `function(problem, completion) -> float`, with the row's columns in `problem`, or with `batch` one
+    for lists of both. It runs in a child process; where it fails, the sample is left out of the update and counted.
+    A reward is the weighted sum over the functions. Held-out evaluation counts a completion as right whose reward is 1,
+    so let the weights of functions that return 1 for right sum to 1.
+
+    Args:
+        train, test, template: see DatasetTask.
+        rewards: dotted names, importable from where the run is started.
+        weights: one for each function; None is 1 for each.
+        batch: the functions take lists and return one.
+        answer_pattern: see DatasetTask; only `eval/parsed` reads it. None takes every completion for an answer.
+        seconds: deadline of one call of a function.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: ProblemSet,
+        test: ProblemSet,
+        template: str,
+        rewards: Sequence[str],
+        weights: Sequence[float] | None = None,
+        batch: bool = False,
+        answer_pattern: str | None = None,
+        seconds: float = 10.0,
+    ):
+        super().__init__(train=train, test=test, template=template, answer_pattern=answer_pattern)
+        weights = [1.0] * len(rewards) if weights is None else list(weights)
+        if not rewards or len(weights) != len(rewards):
+            raise ValueError(f"task.weights={weights}: there are {len(rewards)} functions in task.rewards")
+        if not all(map(math.isfinite, weights)):
+            raise ValueError(f"task.weights={weights}: must be finite")
+        self.weights = weights
+        self.functions = [RewardFunction(name, batch=batch, seconds=seconds) for name in rewards]
+
+    def extract(self, completion: str) -> str | None:
+        return super().extract(completion) if self.answer_pattern is not None else completion.strip() or None
+
+    def reward(self, problem: Problem, completion: str) -> float:
+        return self.scores([problem], [completion])[0]
+
+    def scores(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+        """The weighted sum of the functions' rewards; NaN for a completion on which one of them failed."""
+        found = [function(problems, completions) for function in self.functions]
+        return [sum(map(operator.mul, self.weights, values)) for values in zip(*found, strict=True)]

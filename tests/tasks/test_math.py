@@ -1,0 +1,193 @@
+"""Mathematical answers: right ones in any form, wrong ones that look right, and hostile ones."""
+
+import time
+
+import pytest
+
+from rhythm.tasks import math as math_task
+from rhythm.tasks.answers import last_boxed, reference_answer
+from rhythm.tasks.math import Math
+from rhythm.tasks.problem_set import ProblemSet
+from rhythm.types import Rollout
+from tests.tasks.files import problem_set
+
+UNREAD = ProblemSet(path="nobody/nothing")
+
+
+@pytest.fixture(scope="module")
+def task():
+    made = Math(train=UNREAD, test=UNREAD, seconds=1.0)
+    yield made
+    made._equal.close()
+
+
+def scores(task, *pairs):
+    """Of answers in a box, each held against its reference."""
+    return task.scores([{"answer": right} for right, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{72}", "72"),
+        ("\\boxed{1}, then \\boxed{2}.", "2"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{ x }", "\\left\\{ x"),
+        ("\\fbox{3}", "3"),
+        ("$\\boxed 2$.", "2"),
+        ("\\boxed{ 4 }", "4"),
+        ("\\boxed{}", None),
+        ("\\boxed{1", None),
+        ("\\boxed{1}, \\boxed{2", None),  # the last one counts, and it is cut off
+        ("\\boxed", None),
+        ("boxed{1}", None),
+        ("72", None),
+        ("\\boxed{1}" + " " * 100_000, None),  # only the end is read
+    ],
+)
+def test_the_last_box_is_the_answer(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She has 60 + 12 = <<60+12=72>>72.\n#### 72", "72"),  # GSM8K
+        ("#### 1,000", "1,000"),
+        ("Hence $\\boxed{\\frac{3}{4}}$.", "\\frac{3}{4}"),  # MATH
+        ("$\\frac{1}{2}$", "\\frac{1}{2}"),  # OlympiadBench
+        ("34", "34"),
+        ("  ", None),
+        ("\\boxed{}", None),
+    ],
+)
+def test_a_reference_is_an_answer_or_ends_in_one(text, answer):
+    assert reference_answer(text) == answer
+
+
+def test_right_answers_in_other_forms(task):
+    pairs = [
+        ("72", "72"),
+        ("72", " 72. "),
+        ("72", "072"),
+        ("72", "+72.00"),
+        ("1,000", "1000"),
+        ("1000", "1{,}000"),
+        ("\\frac{1}{2}", "\\dfrac12"),
+        ("\\frac{1}{2}", "0.5"),
+        ("\\frac{1}{2}", "1/2"),
+        ("72", "x = 72"),
+        ("72", "\\text{72}"),
+        ("12", "12\\text{ apples}"),
+        ("2^{10}", "1024"),
+        ("\\sqrt{8}", "2\\sqrt{2}"),
+        ("x+1", "1 + x"),
+        ("(1, 2)", "(1,2)"),
+        ("\\{1, 2\\}", "\\{2, 1\\}"),
+        ("2, 3", "3, 2"),
+        ("[0, 1)", "\\left[0,1\\right)"),
+        ("\\text{East}", "East"),
+        ("4.5e33", "4.5 \\times 10^{33}"),  # Minerva
+    ]
+    assert scores(task, *pairs) == [1.0] * len(pairs)
+
+
+def test_wrong_answers_that_look_right(task):
+    wrong = [
+        ("72", "7"),
+        ("72", "-72"),
+        ("72", "72.5"),
+        ("72", "72 or 73"),  # all of several answers must be right
+        ("72", "1, 72"),
+        ("72", "\\{72, 73\\}"),
+        ("72", "(72, 72)"),
+        ("72", "７２"),
+        ("72", "٧٢"),
+        ("72", "7²"),
+        ("72", "72\\neq 72"),
+        ("72", "= 72 ="),  # no LaTeX, and so no answer: nothing fishes for a number in it
+        ("72", "_ 72"),
+        ("72", "72 \\frac"),
+        ("72", "x"),
+        ("72", "72 + x"),
+        ("72", "\\infty"),
+        ("72", "\\text{seventy-two}"),
+        ("72", "\\frac{72}{0}"),
+        ("(1,2)", "(2,1)"),
+        ("[0,1)", "[0,1]"),
+        ("2, 3", "2"),
+        ("\\frac{1}{3}", "0.333"),
+        ("x+1", "y+1"),
+        ("\\text{East}", "West"),
+        ("1{,}000", "1"),
+    ]
+    assert scores(task, *wrong) == [0.0] * len(wrong)
+
+
+def test_hostile_answers_score_zero_within_the_deadline_and_do_nothing(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the child's too: it is started anew after each one that hangs
+    scores(task, ("72", "\\frac{1}{7}"))  # its imports are not theirs
+    hanging = ["9^{9^{9^{9}}}", "9999999!", "2" + "^2" * 100]
+    quick = [
+        "__import__('os').system('touch HIT')",
+        "\\text{__import__('os').system('touch HIT')}",
+        "open('HIT','w')",
+        "\\input{/etc/passwd}",
+        "1" * 299,
+        "1" * 5000,
+        "9" * 1_000_000,
+        "nan",
+        "\\frac{1}{0}",
+        "\\sum_{n=1}^{99999999} n",
+        "\\sqrt{" * 40 + "2" + "}" * 40,
+        "\x00",
+        "\ud800",
+    ]
+    started = time.monotonic()
+    assert scores(task, *(("72", answer) for answer in hanging + quick)) == [0.0] * len(hanging + quick)
+    assert time.monotonic() - started < 30  # three deadlines of a second and three starts, on a loaded machine
+    assert not list(tmp_path.iterdir())
+    assert scores(task, ("72", "144/2")) == [1.0]
+
+
+def test_megabytes_of_boxes_are_read_in_milliseconds():
+    texts = [
+        "\\boxed{" * 150_000,
+        "{" * 1_000_000 + "\\boxed{",
+        "\\boxed{1}" * 120_000,
+        "\\boxed  x" * 140_000,
+        "\\" * 1_000_000,
+    ]
+    started = time.process_time()
+    assert [last_boxed(text) for text in texts] == [None, None, "1", "x", None]
+    assert time.process_time() - started < 0.5
+
+
+def test_the_same_two_answers_are_compared_once_and_plain_ones_by_no_child(monkeypatch):
+    made = Math(train=UNREAD, test=UNREAD)
+    asked = []
+    monkeypatch.setattr(made, "_equal", lambda problems, answers: asked.extend(answers) or [1.0] * len(answers))
+    pairs = [("72", "72"), ("72", "71"), ("72", "\\frac{1}{2}"), ("72", "\\frac{1}{2}"), ("\\frac12", "\\frac12")]
+    assert scores(made, *pairs) == [1.0, 0.0, 1.0, 1.0, 1.0]
+    assert asked == ["\\frac{1}{2}"]
+
+
+def test_rows_become_problems_with_bare_answers(tmp_path):
+    given = ["#### 72", "so $\\boxed{\\frac{1}{2}}$", ["2", "3"], 34, None, "", [], "\\boxed{}"]
+    source = problem_set(tmp_path / "rows.jsonl", [{"problem": f"{i}?", "answer": a} for i, a in enumerate(given)])
+    kept = Math(train=source, test=source).test_problems()["answer"]
+    assert list(kept) == ["72", "\\frac{1}{2}", "2, 3", "34"]
+
+
+def test_a_batch_is_scored_in_order(task):
+    texts = ["\\boxed{1}", "1", "\\boxed{2/2}", "\\boxed{2}"]
+    rollout = Rollout([{"answer": "1"}] * 4, texts, *[None] * 6)
+    assert task.rewards(rollout).tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert task.reward({"answer": "1"}, "\\boxed{1}") == 1.0
+
+
+def test_without_math_verify_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(math_task, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'rhythm-rl\[math\]'"):
+        Math(train=UNREAD, test=UNREAD)
