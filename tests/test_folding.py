@@ -80,10 +80,29 @@ def test_every_matrix_is_one_product(folder, monkeypatch):
     kinds = {type(layer.base_layer) for layer in adapted}
     assert len(adapted) == 3 * (4 if kinds == {Conv1D} else 7)
     policy.model(input_ids=IDS)
-    assert not multiplied  # only inside
+    assert not multiplied  # only inside, and only where there are gradients or many rows
     with policy.folded():
         policy.model(input_ids=IDS)
     assert len(multiplied) == len(adapted)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 128, 129])
+def test_few_rows_without_gradients_are_the_same_product(folder, rows):
+    policy = tiny(folder)
+    layer = next(module for module in policy.model.modules() if isinstance(module, FoldedLinear))
+    x = torch.randn(rows, 1, layer.in_features, generator=torch.Generator().manual_seed(0))
+    for seed in range(2):  # it follows the adapter
+        perturb(policy, seed=seed)
+        with torch.no_grad(), policy.folded():
+            few = layer(x)
+            assert (layer.packed is not None) == (rows <= 128)
+            close(
+                few,
+                FoldedProduct.apply(x, layer.folded, layer.base_layer.bias, *layer._adapter()),
+                atol=1e-5,
+                rtol=1e-5,
+            )
+        assert layer.packed is None
 
 
 def test_folded_the_reference_is_the_base_bit_for_bit(folder):

@@ -2,10 +2,15 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from rhythm import rollout
+from rhythm.losses import selected_logps
+from rhythm.policy import Policy
 from rhythm.rollout import pack, sample
+from rhythm.scoring import score
+from rhythm.seeding import seed_adapter
 from rhythm.types import Prompts
 from tests.models import tiny_model
-from tests.policies import word_tokenizer
+from tests.policies import perturb, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(61)]
 PAD = 0
@@ -140,6 +145,40 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature():
         assert seconds.sum() > 300
         assert chi_square(seconds, next_token(model, [*prompt, common], 0.7)) > 1e-3
         assert chi_square(seconds, next_token(model, prompt, 0.7)) < 1e-3
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_log_probabilities_of_what_is_drawn_are_those_of_the_scoring_pass(padded, tiny_folder, monkeypatch):
+    """Step by step, with a shared prefill, rows dropped and the adapter folded in, against whole sequences by PEFT."""
+    seed_adapter(0)
+    policy = perturb(Policy(str(tiny_folder), rank=4, alpha=8))
+    prompts = ragged_prompts((4, 9, 6) if padded else (6, 6, 6))
+    plain, steps = rollout.draw, []
+
+    def kept(logits, temperature, generator):
+        tokens = plain(logits, temperature, generator)
+        steps.append(selected_logps(logits, tokens, temperature))
+        return tokens
+
+    monkeypatch.setattr(rollout, "draw", kept)
+    with policy.folded():
+        sampled = sample(
+            policy.model,
+            policy.tokenizer,
+            Prompts(prompts.input_ids.clamp(max=50), prompts.attention_mask, prompts.problems),
+            group_size=8,
+            max_completion_tokens=60,
+            temperature=0.8,
+            generator=torch.Generator().manual_seed(0),
+        )
+    logps, _ = score(policy.model, sampled, micro_batch_size=5, temperature=0.8)
+    lengths = sampled.completion_mask.sum(1)
+    assert len({len(step) for step in steps}) > 2  # rows were dropped
+    for t, step in enumerate(steps):
+        rows = (lengths > t).nonzero()[:, 0]
+        if len(step) == len(rows):  # none that has ended is still there
+            torch.testing.assert_close(step, logps[rows, t], rtol=0, atol=1e-4)
+    assert sum(len(step) == int((lengths > t).sum()) for t, step in enumerate(steps)) > 5
 
 
 def test_completions_follow_from_the_generator():

@@ -108,13 +108,13 @@ def moved(module, watcher):
     return {name: tensor - watcher.before[name] for name, tensor in module.policy.adapter_state().items()}
 
 
-def assert_same(steps, expected):
-    """Equal to a ten-thousandth of the largest entry of all, which is not nothing."""
+def assert_same(steps, expected, tolerance=1e-5):
+    """Equal to 1e-5 of the largest entry of all, which is not nothing."""
     largest = max(float(step.abs().max()) for step in expected.values())
     assert largest > 1e-4
     assert steps.keys() == expected.keys()
     for name, step in steps.items():
-        torch.testing.assert_close(step, expected[name], atol=1e-4 * largest, rtol=0)
+        torch.testing.assert_close(step, expected[name], atol=tolerance * largest, rtol=0)
 
 
 class SteppedCredit(CreditStrategy):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from statistics import median
 
 from common import Log, read_spec, write_result
+from floor import flops, matmul_rate
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from rewards import REWARDS
 
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.cli import CONFIGS
@@ -25,6 +27,7 @@ class Recorder(RolloutObserver):
     def __init__(self):
         self.measured = Log()
         self.stages: list[list[float]] = []
+        self.flops: list[dict[str, float]] = []
         self.problems: list[dict] = []
 
     def learned(self, module: GRPOModule, rollout: Rollout) -> None:
@@ -33,6 +36,7 @@ class Recorder(RolloutObserver):
         self.problems += [
             dict(problem, prompt=module.task.prompt(problem)) for problem in rollout.problems[:: module.group_size]
         ]
+        self.flops.append(flops(module.policy.model, rollout, module.group_size))
         self.measured.ended()
 
 
@@ -41,6 +45,7 @@ def composed(spec: dict) -> DictConfig:
     settings = {
         "policy": "local",
         "policy.path": f"'{spec['policy']}'",
+        "task._target_": f"{REWARDS[spec['reward']].__module__}.{REWARDS[spec['reward']].__name__}",
         "experiment": "anchor",
         "seed": spec["seed"],
         "iterations": spec["warmup"] + spec["timed"],
@@ -77,6 +82,11 @@ def main() -> None:
     stages = zip(STAGES, zip(*recorder.stages[spec["warmup"] :], strict=True), strict=True)
     row = recorder.measured.row(spec, "lightning") | {
         f"time/{stage}": round(median(seconds), 4) for stage, seconds in stages
+    }
+    rate = matmul_rate()
+    row |= {"gflops": round(rate / 1e9, 1)} | {
+        f"floor/{stage}": round(median(each[stage] for each in recorder.flops[spec["warmup"] :]) / rate, 4)
+        for stage in ("sample", "score", "update")
     }
     shared = {"problems": recorder.problems, "answer_pattern": cfg.task.answer_pattern}
     shared["lora"] = {"r": cfg.policy.rank, "lora_alpha": cfg.policy.alpha, "target_modules": cfg.policy.targets}

@@ -49,10 +49,28 @@ def table(sides: dict[str, list[dict]]) -> str:
     lines += [
         "",
         f"TRL / ours, pair by pair: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median **{median(ratios):.2f}**. "
-        f"Of the mean lengths: {', '.join(f'{ratio:.3f}' for ratio in paired(sides, 'mean_length'))}. "
-        f"Ours by stage: {', '.join(f'{name} {seconds:.2f}' for name, seconds in stages(sides['ours']).items())}.",
+        f"Of the mean lengths: {', '.join(f'{ratio:.3f}' for ratio in paired(sides, 'mean_length'))}.",
+        "",
+        breakdown(sides["ours"]),
     ]
     return "\n".join(lines)
+
+
+def breakdown(ours: list[dict]) -> str:
+    """Seconds of each of our stages, and the least that its products would take at the measured matmul rate."""
+    spent = stages(ours)
+    floor = {name: median(values(ours, f"floor/{name}")) for name in ("sample", "score", "update")}
+    cells = [f"{floor[name]:.2f}" if name in floor else "" for name in spent]
+    total = [f"{sum(part.values()):.2f}" for part in (spent, floor)]
+    rate = median(values(ours, "gflops"))
+    return "\n".join(
+        [
+            f"| ours, seconds | {' | '.join(spent)} | all |",
+            "|---" * (len(spent) + 2) + "|",
+            f"| measured | {' | '.join(f'{seconds:.2f}' for seconds in spent.values())} | {total[0]} |",
+            f"| floor, {rate:.0f} GFLOP/s | {' | '.join(cells)} | {total[1]} |",
+        ]
+    )
 
 
 def paired(sides: dict[str, list[dict]], name: str) -> list[float]:

@@ -1,7 +1,8 @@
 """Seconds an iteration, TRL's GRPOTrainer against ours: `python experiments/throughput/run.py --trl-python PATH`.
 
 Runs alternate, each in its own process: ours, TRL, ours, TRL, ... A pair shares its seed, and TRL is handed the
-problems that ours has just met. One row a run goes to results.csv in --output, where rows of other shapes stay.
+problems that ours has just met. One row a run goes to results.csv in --output as soon as its pair is done; rows of
+other shapes and pairs stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from report import SHAPE, report
+from rewards import REWARDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -33,7 +35,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=200, help="of a completion")
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences in one training pass, on both sides")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 3], help="numbers of the pairs, their seeds")
+    parser.add_argument(
+        "--reward", choices=REWARDS, default="countdown", help="parity: for a policy that is never right"
+    )
     parser.add_argument("--warmup", type=int, default=2, help="iterations of a run that are not timed, at least 1")
     parser.add_argument("--timed", type=int, default=8, help="iterations of a run that are")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.csv and throughput.png")
@@ -63,31 +68,30 @@ def run_once(python: Path | str, script: str, spec: dict) -> dict:
         return json.loads(Path(folder, "result.json").read_text())
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    """Every run of every pair, as rows."""
+def measure(args: argparse.Namespace, pair: int) -> list[dict]:
+    """Both runs of a pair, as rows."""
     shape = {name: getattr(args, name) for name in SHAPE} | {"policy": args.policy.resolve().name}
     rows = []
-    for pair in range(1, args.pairs + 1):
-        own = {"policy": str(args.policy.resolve()), "seed": pair, "learning_rate": LEARNING_RATE}
-        spec = shape | own | {"warmup": args.warmup, "timed": args.timed}
-        for side, python, script in (("ours", sys.executable, "ours.py"), ("TRL", args.trl_python, "trl_grpo.py")):
-            result = run_once(python, script, spec)
-            spec |= result.get("shared", {})
-            row = {"side": side, "pair": pair, **shape, **result["row"]}
-            told = f"{row['seconds']:.3f} s  {row['mean_length']:.1f} tokens  others: {row['other_load']:.2f} cores"
-            print(f"pair {pair}  {side:4}  {told}", flush=True)
-            rows.append(row)
+    own = {"policy": str(args.policy.resolve()), "seed": pair, "learning_rate": LEARNING_RATE}
+    spec = shape | own | {"warmup": args.warmup, "timed": args.timed, "reward": args.reward}
+    for side, python, script in (("ours", sys.executable, "ours.py"), ("TRL", args.trl_python, "trl_grpo.py")):
+        result = run_once(python, script, spec)
+        spec |= result.get("shared", {})
+        row = {"side": side, "pair": pair, **shape, **result["row"]}
+        told = f"{row['seconds']:.3f} s  {row['mean_length']:.1f} tokens  others: {row['other_load']:.2f} cores"
+        print(f"pair {pair}  {side:4}  {told}", flush=True)
+        rows.append(row)
     return rows
 
 
 def save(rows: list[dict], path: Path) -> None:
-    """Writes the rows behind those of other shapes that the file holds; rows of the same shape are replaced."""
-    shape = {name: str(rows[0][name]) for name in SHAPE}
+    """Writes the rows of a pair among those that the file holds, shape by shape; rows of the same pair are replaced."""
+    own = {name: str(rows[0][name]) for name in ("pair", *SHAPE)}
     kept = []
     if path.exists():
         with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if any(row[name] != shape[name] for name in SHAPE)]
-    rows = [*kept, *rows]
+            kept = [row for row in csv.DictReader(file) if any(row[name] != own[name] for name in own)]
+    rows = sorted([*kept, *rows], key=lambda row: ([str(row[name]) for name in SHAPE], int(row["pair"])))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
@@ -97,5 +101,6 @@ def save(rows: list[dict], path: Path) -> None:
 
 if __name__ == "__main__":
     args = arguments()
-    save(measure(args), args.output / "results.csv")
+    for pair in args.pairs:
+        save(measure(args, pair), args.output / "results.csv")
     print(report(args.output))

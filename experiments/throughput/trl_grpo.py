@@ -8,10 +8,9 @@ from __future__ import annotations
 from common import Log, read_spec, write_result
 from datasets import Dataset
 from peft import LoraConfig
+from rewards import REWARDS
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-
-from rhythm.tasks.countdown import Countdown
 
 
 class Recorder(TrainerCallback):
@@ -73,7 +72,7 @@ def config(spec: dict) -> GRPOConfig:
 def main() -> None:
     spec = read_spec()
     log = Log()
-    verifier = Countdown(answer_pattern=spec["answer_pattern"])
+    verifier = REWARDS[spec["reward"]](answer_pattern=spec["answer_pattern"])
 
     def reward(completions, completion_ids, numbers, target, **kwargs):
         problems = [{"numbers": n, "target": t} for n, t in zip(numbers, target, strict=True)]

@@ -17,12 +17,12 @@ IMPLEMENTATION = "rhythm_decoding_sdpa"
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer that writes new keys and values in place, into room that grows by CHUNK positions at a time.
+    """A cache layer that writes new keys and values in place, into room that grows by an eighth of its length.
 
     DynamicLayer copies the whole cache for every token, which costs more than the attention itself.
     """
 
-    CHUNK = 64
+    LEAST = 64  # positions of new room
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -35,7 +35,7 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
         if self.length > self.keys.shape[2]:
-            room = (0, 0, 0, self.length - self.keys.shape[2] + self.CHUNK)
+            room = (0, 0, 0, self.length - self.keys.shape[2] + max(self.LEAST, self.length // 8))
             self.keys, self.values = nn.functional.pad(self.keys, room), nn.functional.pad(self.values, room)
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states

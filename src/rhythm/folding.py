@@ -16,6 +16,8 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
 
 class FoldedProduct(torch.autograd.Function):
     """x·Fᵀ + bias with F = W + s·B·A, differentiated by x, A and B; the base W is frozen.
@@ -44,9 +46,15 @@ class FoldedProduct(torch.autograd.Function):
 
 
 class FoldedLinear(lora.Linear):
-    """PEFT's layer, which computes by one product while it is folded. What it holds and saves is the same."""
+    """PEFT's layer, which computes by one product while it is folded. What it holds and saves is the same.
 
+    A product of few rows, as for one more token of each completion, is bound by how the matrix is read: on CPUs oneDNN
+    has it laid out for that once, where `F.linear` would lay it out in every call.
+    """
+
+    FEW = 128  # rows
     folded: Tensor | None = None  # [out, in], W + s·B·A
+    packed: Tensor | None = None  # the same as oneDNN lays it out, made when it is first asked for
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -55,12 +63,20 @@ class FoldedLinear(lora.Linear):
         self.folded = torch.addmm(weight.to(b.dtype), b, a, alpha=scaling).to(weight.dtype)
 
     def unfold(self) -> None:
-        self.folded = None
+        self.folded = self.packed = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.folded is None or self.disable_adapters:
             return super().forward(x, *args, **kwargs)
+        if not torch.is_grad_enabled() and self._packs(x):
+            if self.packed is None:
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.folded, x.numel() // x.shape[-1])
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.base_layer.bias, "none", [], "")
         return FoldedProduct.apply(x, self.folded, self.base_layer.bias, *self._adapter())
+
+    def _packs(self, x: Tensor) -> bool:
+        few, plain = x.numel() <= self.FEW * x.shape[-1], x.dtype == self.folded.dtype == torch.float32
+        return few and plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and ONEDNN
 
     def _adapter(self) -> tuple[Tensor, Tensor, float]:
         (name,) = self.active_adapters
