@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from rhythm import cli
@@ -16,13 +15,12 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.evaluation.evaluate import evaluate
-    from rhythm.runs import check_same_subject, find_adapter, load_policy
+    from rhythm.runs import check_device, check_same_subject, find_adapter, load_policy
 
     for name in ("problems", "samples", "prompts_at_once"):
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1")
-    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={cfg.device}: there is no CUDA device here; use device=cpu")
+    check_device(cfg.device)
     adapter = find_adapter(cfg.ckpt_path)
     check_same_subject(cfg, adapter)
     policy = load_policy(cfg.policy, adapter).to(cfg.device)

@@ -142,6 +142,12 @@ def check_accelerator(trainer: DictConfig) -> None:
         raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")
 
 
+def check_device(device: str) -> None:
+    """Raises ValueError where there is no such device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: there is no CUDA device here; use device=cpu")
+
+
 def claim(folder: Path) -> None:
     """Keeps other runs out of a folder as long as this process lives, however it ends.
 
@@ -225,7 +231,7 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
     differing = sorted(
         key
         for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not _is_free(key)
+        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not is_free(key)
     )
     schedule = now.get("algorithm.scheduler.name") or "constant"
     if before["iterations"] != now["iterations"] and not schedule.startswith("constant"):
@@ -235,7 +241,8 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
         raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a key of the config may change when a run is resumed, because nothing that is learned depends on it."""
     return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith("callbacks.attention_signals"))
 
 

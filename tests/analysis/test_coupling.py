@@ -1,10 +1,19 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nan, tensor
 
-from rhythm.analysis.coupling import Lift, at_or_just_after, entropy_at_waad_peaks, overlap, peaks
+from rhythm.analysis.coupling import (
+    Lift,
+    at_or_just_after,
+    could_peak,
+    entropy_at_waad_peaks,
+    moved,
+    overlap,
+    peaks,
+)
 
 
 def marks(*columns, length=8):
@@ -69,7 +78,56 @@ def test_the_expectation_is_that_of_shuffles():
 
 
 def test_nothing_expected_is_no_lift():
-    assert math.isnan(Lift(0.5, 0.0).lift)
     nothing = torch.zeros(1, 8, dtype=torch.bool)
     assert math.isnan(at_or_just_after(nothing, nothing, marks(1)).lift)
     assert math.isnan(overlap(nothing, nothing, marks(1)).lift)
+
+
+def test_only_inner_defined_tokens_could_peak():
+    values = tensor([[nan, 1.0, 2.0, nan, 1.0, 2.0, 3.0, 4.0]])
+    assert could_peak(values, marks(*range(7))).equal(marks(5))
+
+
+def test_moved_marks_leave_the_row_at_its_ends():
+    assert moved(marks(0, 6, 7), 1).equal(marks(1, 7))
+    assert moved(marks(0, 1, 7), -1).equal(marks(0, 6))
+    assert moved(marks(0, 7), 0).equal(marks(0, 7))
+
+
+def test_offsets_part_what_stands_at_a_leader_from_what_stands_behind():
+    leaders, followers = marks(2, 5), marks(2, 6, 7)
+    for offset, share in {-1: 0.0, 0: 1 / 3, 1: 1 / 3, 2: 1 / 3}.items():
+        found = at_or_just_after(followers, leaders, marks(*range(8)), (offset,))
+        assert found.observed == pytest.approx(share), offset
+
+
+def planted(effect, seed=0):
+    """60 responses of 40 tokens, marks at random, values higher by `effect` at marks."""
+    draw = torch.Generator().manual_seed(seed)
+    marked = torch.rand(60, 40, generator=draw) < 0.2
+    everything = torch.ones_like(marked)
+    return Lift(torch.rand(60, 40, generator=draw) + effect * marked, marked, everything, over=everything)
+
+
+@pytest.mark.parametrize("null", ["shuffle", "rotate"])
+def test_thrown_marks_find_an_effect_that_is_there_and_none_that_is_not(null):
+    found = planted(1.0).summary(resamples=400, null=null)
+    assert found["p"] == pytest.approx(2 / 401)
+    assert found["observed"] > 1.4 > found["shuffled"]["interval"][1]
+    low, high = found["interval"]
+    assert 0.8 < low < found["lift"] < high < 1.4
+    p = [planted(0.0, seed).summary(resamples=200, null=null)["p"] for seed in range(12)]
+    assert min(p) > 0.004  # of 12 even ones the least is below this with a chance of 5%
+    assert 0.2 < np.mean(p) < 0.85
+
+
+def test_thrown_marks_keep_their_number_and_stay_among_the_eligible():
+    values = torch.arange(8.0)[None]
+    found = Lift(values, marks(6, 7), marks(4, 5, 6, 7))
+    assert found.expected == pytest.approx(5.5)  # the mean of 4 .. 7, whatever stands before
+    thrown = found.shuffled(draws=3000)
+    assert set(thrown.tolist()) == {4.5, 5.0, 5.5, 6.0, 6.5}
+    assert thrown.mean() == pytest.approx(5.5, abs=0.05)
+    assert set(found.shuffled(draws=300, null="rotate").tolist()) == {4.5, 5.5, 6.5}  # neighbours, around the end
+    with pytest.raises(ValueError, match="null='flip': use one of shuffle, rotate"):
+        found.shuffled(null="flip")

@@ -129,17 +129,21 @@ class SignalCollector:
         )
 
     def _add(self, statistics: dict[int, HeadStatistics]) -> None:
-        layers = sorted(statistics.items())
-        self._sums += HeadSums(
-            int(statistics[self.layers[0]].rows),
-            *({layer: getattr(of, name).double() for layer, of in layers} for name in SUMMED),
-        )
+        self._sums += head_sums(statistics)
         if self.heads is None:
             self._per_head.append(statistics)
         else:
             waad = torch.cat([values.waad for values in statistics.values()], 1).mean(1)
             fai = torch.cat([values.fai for values in statistics.values()], 1).mean(1)
             self._averaged.append((waad, fai))
+
+
+def head_sums(statistics: dict[int, HeadStatistics]) -> HeadSums:
+    """What the heads of these layers are grouped by, from the statistics of one pass."""
+    layers = sorted(statistics.items())
+    return HeadSums(
+        int(layers[0][1].rows), *({layer: getattr(of, name).double() for layer, of in layers} for name in SUMMED)
+    )
 
 
 def attention_signals(

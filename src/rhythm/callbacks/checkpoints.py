@@ -31,13 +31,18 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where the files go.
         every: iterations between two writings of last.ckpt; the last iteration is always saved.
+        keep_every: iterations between two files iteration_000020.ckpt that stay, for what is asked of a run afterwards;
+            None keeps none.
     """
 
-    def __init__(self, folder: str, *, every: int = 10):
+    def __init__(self, folder: str, *, every: int = 10, keep_every: int | None = None):
         if every < 1:
             raise ValueError(f"checkpoint_every={every}: must be at least 1")
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"callbacks.checkpoints.keep_every={keep_every}: must be at least 1, or null for never")
         self.folder = Path(folder)
         self.every = every
+        self.keep_every = keep_every
         self.best: float | None = None
         self._signum = 0
         self._handlers: dict[int, Any] = {}
@@ -60,6 +65,8 @@ class Checkpoints(Checkpoint):
         ended = iteration == pl_module.iterations
         if signum or iteration % self.every == 0 or ended:
             self.save(trainer, "last.ckpt")
+        if self.keep_every and iteration % self.keep_every == 0:
+            self.save(trainer, f"iteration_{iteration:06}.ckpt")
         if signum and not ended:  # after the last iteration there is nothing to stop
             raise Interrupted(signum, self.folder.parent)
 

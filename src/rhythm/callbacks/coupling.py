@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Trainer
 
-from rhythm.analysis.coupling import Lift, at_or_just_after, entropy_at_waad_peaks, overlap, peaks
+from rhythm.analysis.coupling import table_2
+from rhythm.analysis.reading import read
+from rhythm.attention.heads import resolve_layers
+from rhythm.attention.probe import num_layers
 from rhythm.callbacks.attention_signals import provider
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.types import Rollout
@@ -37,20 +40,11 @@ class Coupling(RolloutObserver):
         if module.iteration % self.every and module.iteration != module.iterations:
             return
         rows = torch.linspace(0, len(rollout.completions) - 1, min(self.responses, len(rollout.completions))).long()
-        lifts = table_2(module, rollout.take(rows.to(module.device)))
+        some, reader = rollout.take(rows.to(module.device)), provider(module, "callbacks.coupling")
+        layers = {"chosen": resolve_layers(reader.layers, num_layers(module.policy.model))}
+        settings = {"head_fraction": reader.head_fraction, "temperature": module.temperature}
+        reading = module.fitting(
+            lambda size: read(module.policy.model, some, layers, reader.settings, micro_batch_size=size, **settings)
+        )
+        lifts = table_2(reading.entropy, **vars(reading.signals["chosen"]), mask=some.completion_mask)
         module.record({f"signals/lift_{name}": lift.lift for name, lift in lifts.items()})
-
-
-def table_2(module: GRPOModule, rollout: Rollout) -> dict[str, Lift]:
-    """The three statistics of a rollout, by the module's policy."""
-    _, entropy = module.score(rollout)
-    reader, response = provider(module, "Table 2"), rollout.completion_mask
-    signals = reader.read(module, rollout, groups="distance", heads=None)
-    receiver = reader.read(module, rollout, groups="receiver", heads=None)
-    waad, far, received = (peaks(values, response) for values in (signals.waad, signals.fai, receiver.fai))
-    defined = response & ~signals.fai.isnan()
-    return {
-        "entropy_at_waad_peaks": entropy_at_waad_peaks(entropy, waad, response),
-        "receiver_peaks_global": overlap(received, far, defined),
-        "fai_after_waad": at_or_just_after(far, waad, defined),
-    }

@@ -30,17 +30,19 @@ class Comparison:
     p: float  # two-sided, of no difference at all, by flipping the signs of pairs
     improvement: float  # P(ours > theirs) of a pair drawn at random, ties counted half
     pairs: int
+    unit: str = "pairs"  # what they are of
 
     @property
     def distinguishable(self) -> bool:
         return self.p < 0.05
 
     def __str__(self) -> str:
-        interval = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p = {self.p:.3f}, {self.pairs} pairs"
-        return interval + ("" if self.distinguishable else ": not distinguishable")
+        p = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+        told = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}], {p}, {self.pairs} {self.unit}"
+        return told if self.distinguishable else f"{told}: not distinguishable"
 
 
-def compare(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0) -> Comparison:
+def compare(ours: ArrayLike, theirs: ArrayLike, *, unit: str = "pairs", seed: int = 0) -> Comparison:
     """The difference of paired scores, how sure it is, and how often it goes our way.
 
     Raises:
@@ -55,7 +57,7 @@ def compare(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0) -> Comparison:
     low, high = bootstrap_interval(differences, seed=seed)
     improvement = np.mean([probability_of_improvement(*pair) for pair in zip(ours, theirs, strict=True)])
     p = sign_flip_p(differences.ravel(), seed=seed)
-    return Comparison(float(differences.mean()), low, high, p, float(improvement), differences.size)
+    return Comparison(float(differences.mean()), low, high, p, float(improvement), differences.size, unit)
 
 
 def sign_flip_p(differences: NDArray, seed: int = 0) -> float:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rhythm.tasks.words import content_words
 from rhythm.types import Rollout
 
 Problem = Mapping[str, Any]
@@ -50,6 +51,10 @@ class Task(ABC):
         problems = self.test_problems().to_list()
         count = min(count, len(problems))
         return [problems[i * len(problems) // count] for i in range(count)]
+
+    def content_words(self, text: str) -> set[str]:
+        """What a piece of a completion speaks of; two pieces are compared by it. By default words and numbers."""
+        return content_words(text)
 
     def rewards(self, rollout: Rollout) -> Tensor:
         """Scores a batch: [N], float32; NaN where there is no score, and the sample is left out of the update."""

@@ -26,6 +26,8 @@ TEST_SHARE = 8  # one problem in eight is a test problem
 _TOKEN = re.compile(r"\s*(0|[1-9][0-9]{0,8}|[-+*/()])")
 _GROUP = re.compile(r"\((?:\\.|\[(?:\\.|[^\]])*\]|[^()\\\[])*\)")  # of a pattern, without another one in it
 _ESCAPED = re.compile(r"\\(\W)")
+
+_NUMBER = re.compile(r"[0-9]+")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -106,6 +108,10 @@ class Countdown(Task):
         known = [(problem, before + answer + after, reward) for answer, reward in rewards.items()]
         read = [self.answer_pattern.findall(completion) for _, completion, _ in known]
         return known if read == [[answer] for answer in rewards] else []
+
+    def content_words(self, text: str) -> set[str]:
+        """The numbers: what is reached and from what. The words around them are phrases to choose from."""
+        return set(_NUMBER.findall(text))
 
     @staticmethod
     def score(text: str, numbers: Sequence[int], target: int) -> float:

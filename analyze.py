@@ -1,0 +1,52 @@
+"""Does the rhythm of the paper hold? `python analyze.py [ckpt_path=<run folder, adapter folder or checkpoint>]`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rhythm import cli
+
+
+def analyze_policies(cfg: DictConfig) -> None:
+    """Analyzes one policy, or several of one base, and writes analysis.json and report.html."""
+    from hydra.utils import instantiate
+
+    from rhythm.analysis.progress import AnalysisProgress
+    from rhythm.analysis.report import report
+    from rhythm.analysis.study import AnalysisSettings, analyze, movement
+    from rhythm.runs import check_device, check_same_subject, find_adapter, load_policy
+
+    check_device(cfg.device)
+    paths = list(cfg.ckpt_path) if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path]
+    adapters = {str(path or "base"): find_adapter(path) for path in paths}
+    for adapter in adapters.values():
+        check_same_subject(cfg, adapter)
+    chosen = OmegaConf.create({field.name: cfg[field.name] for field in fields(AnalysisSettings)})
+    settings = AnalysisSettings(**instantiate(chosen, _convert_="all"))
+    task = instantiate(cfg.task, _convert_="all")
+    latest = list(adapters.values())[-1]
+    output = Path(cfg.output or ((latest.parent if latest else Path()) / "analysis"))
+    output.mkdir(parents=True, exist_ok=True)
+    tables, moved, first = {}, {}, None
+    with AnalysisProgress(adapters) as progress:
+        for name, adapter in adapters.items():
+            policy = load_policy(cfg.policy, adapter).to(cfg.device)
+            found = analyze(policy, task, settings, progress.of(name))
+            tables[name] = found.tables
+            if first is not None:
+                moved[name] = movement(policy, found, first, settings)
+            first = first or found
+    subject = {"policy": cfg.policy.path, "task": cfg.task._target_}
+    written = subject | {"settings": OmegaConf.to_container(chosen), "analyses": tables}
+    (output / "analysis.json").write_text(json.dumps(written | {"movement": moved}, indent=1) + "\n", encoding="utf-8")
+    page = report(policy, found, tables, moved, settings, title=f"{cfg.policy.path}, {name}")
+    (output / "report.html").write_text(page, encoding="utf-8")
+    print(f"written to {output / 'analysis.json'} and {output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    cli.main(analyze_policies, "analyze")

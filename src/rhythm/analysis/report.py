@@ -1,0 +1,219 @@
+"""report.html: the tables of an analysis with the paper's numbers beside them, figures, and every response."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
+from rhythm.inspection.maps import mean_maps
+from rhythm.inspection.page import document, fitting, picture, viewer, viewer_data, viewer_script
+from rhythm.inspection.responses import Response, describe
+from rhythm.policy import Policy
+from rhythm.types import AttentionSignals, Rollout
+
+STATISTICS = {  # of Table 2, with the paper's observed value, baseline and lift
+    "entropy_at_waad_peaks": ("entropy at WAAD peaks, nats; against all tokens", "0.361, 0.239, +52%"),
+    "receiver_peaks_global": (
+        "share of receiver-head FAI peaks that are global-head FAI peaks; against all tokens",
+        "0.608, 0.224, +171%",
+    ),
+    "fai_after_waad": (
+        "share of FAI peaks at or just after a WAAD peak; against peaks thrown anywhere",
+        "0.525, 0.369, +42%",
+    ),
+}
+SIDES = {
+    "top": ("highest FAI", "0.534"),
+    "bottom": ("lowest FAI", "0.631"),
+    "matched": ("lowest FAI near each of the highest", ""),
+}
+CONFOUNDERS = {"depth": "depth in the response", "entropy": "entropy there", "probability": "probability forced"}
+SHOWN_WORDS = 12
+
+
+def report(
+    policy: Policy,
+    found: Analysis,
+    analyses: dict[str, dict[str, Any]],
+    movement: dict[str, dict[str, Any]],
+    settings: AnalysisSettings,
+    *,
+    title: str,
+) -> str:
+    """The page of the last policy that was analyzed; where there are several, with what moved between them.
+
+    Args:
+        policy, found: the last one and its analysis.
+        analyses: name -> tables, in order.
+        movement: name -> how far from the first, of all but the first.
+    """
+    tables, responses = found.tables, shown_responses(policy, found, settings)
+    body = [introduction(tables, settings)]
+    if len(analyses) > 1:
+        body += ["<h2>As the policy learns</h2>", movement_table(analyses, movement)]
+    body += ["<h2>Do the signals rise together? (Table 2)</h2>", coupling_table(tables["coupling"])]
+    if "perturbation" in tables:
+        body += ["<h2>What hangs on a token? (Table 1)</h2>", *perturbation_tables(tables["perturbation"])]
+    body += ["<h2>By depth (Table 10)</h2>", layers_table(tables["layers"])]
+    body += ["<h2>Where FAI peaks stand beside WAAD peaks (Table 20)</h2>", offsets_table(tables["alignment"])]
+    body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses)]
+    body += ["<h2>Words that credit would amplify</h2>", words_table(tables["tokens"])]
+    body += ["<h2>Responses</h2>", viewer()]
+    return document(title, "\n".join(body), script=viewer_script(), data=viewer_data(fitting(responses)))
+
+
+def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
+    said, signals, layers = tables["responses"], settings.signals, tables["heads"]["groups"][CHOSEN]["layers"]
+    told = [
+        f"{said['count']} responses of {said['mean_length']:.0f} tokens on average, mean reward {said['reward']:.3f}, "
+        f"{said['truncated']:.0%} truncated.",
+        f"Layers {layers}; window {signals.window}, horizon {list(signals.horizon)}; sampled at temperature "
+        f"{settings.temperature:g}.",
+        "Brackets are 95% intervals by bootstrap over responses; p is that of marks thrown anew within each response.",
+        "The paper's numbers are of Qwen3-4B-Base on mathematics, single values without intervals.",
+    ]
+    return f"<p>{html.escape(' '.join(told))}</p>"
+
+
+def shown_responses(policy: Policy, found: Analysis, settings: AnalysisSettings) -> list[Response]:
+    rollout, signals = found.rollout, found.reading.signals[CHOSEN]
+    described = Rollout(**vars(rollout))
+    described.signals = AttentionSignals(entropy=found.reading.entropy, waad=signals.waad, fai=signals.fai)
+    rows = range(len(rollout.completions))
+    return describe(described, policy.tokenizer, rows, group_size=1, fraction=settings.top_fraction)
+
+
+def pictures(policy: Policy, found: Analysis, responses: Sequence[Response]) -> list[str]:
+    """Of the response whose length is the median: its tokens, curves and maps; of the heads their distances."""
+    row = int(np.argsort([len(response.tokens) for response in responses])[len(responses) // 2])
+    response, heads = responses[row], found.reading.selections[CHOSEN].heads
+    ids = found.rollout.input_ids[row][found.rollout.attention_mask[row]]
+    near, far = mean_maps(policy.model, ids, int(found.rollout.prompt_lengths[row]), heads)
+    name = f"response {row + 1}"
+    return [
+        picture(heads_figure(found.reading.sums.mean_distance(), heads, "Mean attention distance"), "heads"),
+        f"<h2>One response: {html.escape(name)}</h2>",
+        picture(tokens_figure(response, name), "tokens with their signals"),
+        picture(curves_figure(response, "WAAD, FAI and entropy, after Fig. 2"), "curves of the signals"),
+        picture(maps_figure(near, far, response, "Mean maps of both head groups"), "mean attention maps"),
+    ]
+
+
+def coupling_table(lifts: dict[str, Any]) -> str:
+    rows = []
+    for name, (meaning, paper) in STATISTICS.items():
+        of = lifts[name]
+        rows.append(
+            [meaning, number(of["observed"]), number(of["expected"]), lift(of), number(of["p"]), of["marks"], paper]
+        )
+    return table(["statistic", "observed", "expected", "lift", "p", "peaks", "paper"], rows)
+
+
+def perturbation_tables(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [meaning, interval(of["overlap"], of["interval"]), *(number(of[name]) for name in CONFOUNDERS), paper]
+        for side, (meaning, paper) in SIDES.items()
+        for of in ([found[side]] if side in found else [])
+    ]
+    heading = ["forced tokens at", "overlap of content words", *CONFOUNDERS.values(), "paper"]
+    shares = [
+        [f"Pr(overlap at the highest FAI is lower than at the {meaning})", interval(of["share"], of["interval"]), paper]
+        for name, meaning, paper in (
+            ("top_below_bottom", "lowest", "0.871"),
+            ("top_below_matched", "lowest nearby", ""),
+        )
+        for of in ([found[name]] if name in found else [])
+    ]
+    adjusted = found["at_equal_place_and_probability"]
+    shares.append(
+        [
+            "difference in overlap at equal place, entropy and probability",
+            interval(adjusted["difference"], adjusted["interval"]),
+            "",
+        ]
+    )
+    return [table(heading, rows), table(["over problems", "", "paper"], shares)]
+
+
+def layers_table(thirds: dict[str, Any]) -> str:
+    rows = [[f"{name}, layers {of['layers']}", *(lift(of[each]) for each in STATISTICS)] for name, of in thirds.items()]
+    return table(["third", *(f"lift: {name.replace('_', ' ')}" for name in STATISTICS)], rows)
+
+
+def offsets_table(alignment: dict[str, Any]) -> str:
+    rows = [
+        [f"{int(offset):+d}", number(of["observed"]), number(of["expected"]), lift(of), number(of["p"])]
+        for offset, of in alignment["offsets"].items()
+    ]
+    return table(["tokens behind a WAAD peak", "share of FAI peaks", "expected", "lift", "p"], rows)
+
+
+def heads_table(heads: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{name}, layers {of['layers']}",
+            *(pairs(of[group]) for group in ("local", "global", "receivers")),
+            f"{of['receivers_among_global']:.2f}",
+            ", ".join(f"{value:.2f}" for value in of["agreement_of_halves"].values()),
+        ]
+        for name, of in heads["groups"].items()
+    ]
+    heading = ["groups among", "local", "global", "receiver", "receivers that are global", "agreement of halves"]
+    return table(heading, rows)
+
+
+def words_table(tokens: dict[str, list[dict[str, Any]]]) -> str:
+    columns = [
+        [f"{row['word'].strip() or '␣'} {row['share']:.0%}" for row in rows[:SHOWN_WORDS]] for rows in tokens.values()
+    ]
+    length = max(map(len, columns), default=0)
+    padded = [column + [""] * (length - len(column)) for column in columns]
+    return table([f"{kind}, share of occurrences" for kind in tokens], zip(*padded, strict=True))
+
+
+def movement_table(analyses: dict[str, dict[str, Any]], movement: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, tables in analyses.items():
+        moved = movement.get(name)
+        heads = moved["heads"].values() if moved else (1.0, 1.0, 1.0)
+        amplified = moved["amplified"].values() if moved else (1.0, 1.0)
+        reward = f"{tables['responses']['reward']:.3f}"
+        shares = [f"{value:.2f}" for value in (*heads, *amplified)]
+        rows.append([name, reward, *(lift(tables["coupling"][each]) for each in STATISTICS), *shares])
+    heading = ["policy", "reward", *(f"lift: {name.replace('_', ' ')}" for name in STATISTICS)]
+    heading += [f"same {group} heads" for group in ("local", "global", "receiver")]
+    heading += [f"same {kind} tokens" for kind in ("preplan", "anchor")]
+    note = "<p class='faint'>Same heads and tokens: Jaccard index with the first policy, tokens in its responses.</p>"
+    return table(heading, rows) + note
+
+
+def table(heading: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """HTML; everything in it is escaped."""
+
+    def line(cells: Iterable[Any], kind: str) -> str:
+        return "<tr>" + "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<div class='wide'><table><thead>{line(heading, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def lift(of: dict[str, Any]) -> str:
+    low, high = of["interval"]
+    return f"{of['lift']:+.0%} [{low:+.0%}, {high:+.0%}]"
+
+
+def interval(value: float, bounds: Sequence[float]) -> str:
+    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]"
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "undefined"
+
+
+def pairs(heads: Sequence[Sequence[int]]) -> str:
+    return " ".join(f"{layer}.{head}" for layer, head in heads)

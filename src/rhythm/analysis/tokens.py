@@ -1,0 +1,44 @@
+"""Which tokens credit would amplify: the words among them, and how alike two choices are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rhythm.analysis.reading import Signals
+from rhythm.attention.definitions import waad_drop
+from rhythm.credit.base import top_tokens
+
+KINDS = {"preplan": "WAAD drop", "anchor": "FAI"}
+
+
+def amplified(signals: Signals, mask: Tensor, top_fraction: float) -> dict[str, Tensor]:
+    """What preplan and anchor credit select, [N, T] bool each."""
+    return {
+        "preplan": top_tokens(waad_drop(signals.waad, mask), mask, top_fraction),
+        "anchor": top_tokens(signals.fai, mask, top_fraction),
+    }
+
+
+def words(
+    chosen: Tensor, ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase, *, least: int = 10
+) -> list[dict[str, Any]]:
+    """The words of [N, T] tokens by the share of their occurrences that is chosen, highest first.
+
+    Args:
+        least: words that occur less often are left out.
+    """
+    often, picked = Counter(ids[mask].tolist()), Counter(ids[mask & chosen].tolist())
+    rows = [(picked[token] / count, count, token) for token, count in often.items() if count >= least]
+    return [
+        {"word": tokenizer.decode([token]), "share": share, "count": count}
+        for share, count, token in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))
+    ]
+
+
+def agreement(one: Tensor, other: Tensor) -> Tensor:
+    """Jaccard index of two choices in each row of [N, T]; NaN where nothing is chosen. [N] float64."""
+    return (one & other).sum(1).double() / (one | other).sum(1).double()

@@ -1,0 +1,153 @@
+"""Learning curves of runs side by side: runs that differ in their seed alone are one arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rhythm.cli import flatten
+from rhythm.evaluation.comparison import Comparison, compare
+from rhythm.evaluation.metrics import bootstrap_interval
+from rhythm.runs import CONFIG, is_free
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, for all colour visions
+
+OF_CREDIT = ("credit.", "signals.", "callbacks.")  # what a credit brings with it
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says of its held-out accuracy."""
+
+    folder: Path
+    seed: int
+    settings: dict[str, Any]  # dotted keys of its config, without the seed and what changes no result
+    curve: dict[int, float]  # iteration -> value
+    correct: list[int] | None  # right samples of each held-out problem after the last iteration; None while it runs
+
+    @classmethod
+    def load(cls, folder: Path, tag: str) -> Run:
+        """Raises ValueError or FileNotFoundError where the folder is no run or has logged no such value."""
+        if not (folder / CONFIG).is_file():
+            raise FileNotFoundError(f"{folder}: no run folder, it has no {CONFIG}")
+        config = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        if tag not in events.Tags()["scalars"]:
+            raise ValueError(f"{folder}: no `{tag}` in its TensorBoard events; there is {_likely(events, tag)}")
+        metrics = folder / "metrics.json"
+        correct = json.loads(metrics.read_text(encoding="utf-8"))["last"].get("correct") if metrics.is_file() else None
+        told = {key: value for key, value in config.items() if not isinstance(value, dict) and not _apart(key)}
+        curve = {event.step: event.value for event in events.Scalars(tag)}
+        return cls(folder, int(config["seed"]), told, curve, correct)
+
+
+def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs with equal settings together, ordered by seed, under names that tell the arms apart.
+
+    Raises:
+        ValueError: two runs of an arm have the same seed.
+    """
+    grouped: list[list[Run]] = []
+    for run in runs:
+        same = next((group for group in grouped if group[0].settings == run.settings), None)
+        grouped.append([run]) if same is None else same.append(run)
+    found = {}
+    for group in grouped:
+        group.sort(key=lambda run: run.seed)
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            twice = next(run.folder for run in group if seeds.count(run.seed) > 1)
+            raise ValueError(f"{twice}: another run has its settings and its seed; name one of the two")
+        found[_name(group[0], grouped)] = group
+    return found
+
+
+def table(found: dict[str, list[Run]]) -> pd.DataFrame:
+    """A row for each arm, seed and iteration."""
+    rows = [
+        {"arm": name, "seed": run.seed, "iteration": iteration, "value": value}
+        for name, group in found.items()
+        for run in group
+        for iteration, value in sorted(run.curve.items())
+    ]
+    return pd.DataFrame(rows)
+
+
+def against(ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison | None:
+    """The last values of two arms compared in pairs; None where nothing pairs.
+
+    Pairs are seeds where two are common or more, and held-out problems where each arm has one run on as many.
+    """
+    by_seed = [{run.seed: run.curve[max(run.curve)] for run in group} for group in (ours, theirs)]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if len(common) >= 2:
+        return compare(*([scores[seed] for seed in common] for scores in by_seed), unit="seeds")
+    one, other = (group[0].correct for group in (ours, theirs))
+    same = _task(ours[0]) == _task(theirs[0]) and one and other and len(one) == len(other)
+    if len(ours) == len(theirs) == 1 and same:
+        samples = max(*one, *other, 1)
+        return compare(np.array(one) / samples, np.array(other) / samples, unit="problems")
+    return None
+
+
+def draw(rows: pd.DataFrame, label: str) -> Figure:
+    """Mean by iteration of each arm, with the 95% interval over its seeds where it has two or more."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, mine) in enumerate(rows.groupby("arm", sort=False)):
+        groups = mine.groupby("iteration")["value"]
+        mean, colour = groups.mean(), COLOURS[i % len(COLOURS)]
+        style = ("-", "--", ":")[i // len(COLOURS) % 3]
+        axes.plot(
+            mean.index, mean, style, marker="o", markersize=3, color=colour, label=f"{name} ({mine.seed.nunique()})"
+        )
+        if mine.seed.nunique() > 1:
+            low, high = np.array([bootstrap_interval(values) for _, values in groups]).T
+            axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="iteration", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, title="arm (seeds)", title_fontsize=8)
+    return figure
+
+
+def _name(run: Run, grouped: Sequence[Sequence[Run]]) -> str:
+    """The arm's credit, and the settings in which it differs from the others, or from others with that credit."""
+    target = run.settings.get("credit._target_", "")
+    kin = [group for group in grouped if group[0].settings.get("credit._target_", "") == target]
+    told = [key for key in _differing(grouped) if not key.startswith(OF_CREDIT)]
+    told += [key for key in _differing(kin) if key not in told]
+    credit = str(target).rpartition(".")[2].removesuffix("Credit").lower()
+    return " ".join([credit, *(f"{key}={run.settings[key]}" for key in told if key in run.settings)])
+
+
+def _differing(grouped: Sequence[Sequence[Run]]) -> list[str]:
+    """The keys that differ; of those that differ in the same way, such as an interpolation and its source, one."""
+    settings = [group[0].settings for group in grouped]
+    values = {key: tuple(str(mine.get(key)) for mine in settings) for key in set().union(*settings)}
+    patterns = {values[key]: key for key in sorted(values, key=lambda key: (len(key), key), reverse=True)}
+    return sorted(key for pattern, key in patterns.items() if len(set(pattern)) > 1)
+
+
+def _task(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key.startswith("task.")}
+
+
+def _apart(key: str) -> bool:
+    """Whether a key says nothing about the arm: its seed, or what changes no result."""
+    return (is_free(key) and key != "iterations") or key in ("seed", "algorithm.seed")
+
+
+def _likely(events: EventAccumulator, tag: str) -> str:
+    prefix = tag.partition("/")[0]
+    alike = [name for name in events.Tags()["scalars"] if name.startswith(prefix)]
+    return ", ".join(alike or events.Tags()["scalars"][:8]) or "nothing"

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nan, tensor
+
+from rhythm.analysis.perturbation import PerturbationSettings, Place, choose_places, jaccard, match, perturb
+from rhythm.analysis.responses import respond
+from rhythm.policy import Policy
+from tests.training import EMBEDDED, countdown
+
+
+def settings(**changes):
+    return PerturbationSettings(**{"positions": 2, "alternatives": 2, "tail": 2, "match_within": 2} | changes)
+
+
+def test_places_of_highest_and_lowest_fai():
+    fai = tensor([[0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.0, nan], [0.5] * 3 + [nan] * 5])
+    mask = tensor([[True] * 8, [True] * 3 + [False] * 5])
+    found = choose_places(fai, mask, settings())
+    # Columns 6 and 7 have fewer than two tokens behind them; the second response has one eligible place.
+    assert found == [
+        Place(0, 1, "top"),
+        Place(0, 3, "top"),
+        Place(0, 4, "bottom"),
+        Place(0, 0, "bottom"),
+        Place(0, 0, "matched"),
+        Place(0, 4, "matched"),
+    ]
+    assert {place.side for place in choose_places(fai, mask, settings(match_within=0))} == {"top", "bottom"}
+
+
+def test_a_low_place_is_matched_once():
+    assert match([5, 6], rest=[20, 7, 4], within=2) == [4, 7]
+    assert match([5], rest=[20, 30], within=2) == []
+
+
+def test_jaccard_by_hand():
+    assert jaccard({"1", "2"}, {"2", "3"}) == pytest.approx(1 / 3)
+    assert jaccard([], []) is None
+    assert jaccard(["1"], []) == 0.0
+
+
+@pytest.fixture(scope="module")
+def perturbed():
+    """Trials on three greedy responses of the embedded policy, whose FAI is made up, and the responses."""
+    policy, task = Policy(EMBEDDED), countdown()
+    rollout = respond(policy, task, task.held_out(3), temperature=0.0, max_completion_tokens=60)
+    fai = torch.rand(rollout.completion_mask.shape, generator=torch.Generator().manual_seed(0))
+    told, sizes = [], {"max_completion_tokens": 60, "batch_size": 5}
+    trials = perturb(policy, task, rollout, fai, settings(), **sizes, progress=told.append)
+    return policy, task, rollout, trials, told
+
+
+def test_every_place_has_its_most_probable_other_tokens(perturbed):
+    policy, _, rollout, trials, told = perturbed
+    assert told[-1] == 1.0
+    for trial in trials:
+        prompt = int(rollout.prompt_lengths[trial.row])
+        ids = rollout.input_ids[trial.row, : prompt + trial.column][None]
+        with torch.no_grad():
+            logps = policy.model(ids).logits[0, -1].double().log_softmax(-1)
+        original = int(rollout.completion_ids[trial.row, trial.column])
+        logps[[original, *policy.tokenizer.all_special_ids]] = -torch.inf
+        best = [policy.tokenizer.decode([token]) for token in logps.topk(2).indices.tolist()]
+        assert trial.original == policy.tokenizer.decode([original])
+        assert trial.forced in best
+        probability = float(logps.topk(2).values[best.index(trial.forced)].exp())
+        assert trial.probability == pytest.approx(probability, rel=1e-4)
+
+
+def test_a_continuation_is_what_the_policy_writes_greedily_after_the_forced_token(perturbed):
+    policy, task, rollout, trials, _ = perturbed
+    for trial in trials[::5]:
+        prompt, length = int(rollout.prompt_lengths[trial.row]), int(rollout.completion_mask[trial.row].sum())
+        forced = policy.tokenizer.convert_tokens_to_ids(trial.forced.strip())
+        ids = [*rollout.input_ids[trial.row, : prompt + trial.column].tolist(), forced]
+        written = policy.model.generate(
+            tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
+            max_new_tokens=60 - trial.column - 1, pad_token_id=policy.tokenizer.pad_token_id,
+        )[0, len(ids) :]  # fmt: skip
+        text = policy.tokenizer.decode(written, skip_special_tokens=True)
+        original = rollout.completion_ids[trial.row, trial.column + 1 : length]
+        expected = jaccard(task.content_words(policy.tokenizer.decode(original)), task.content_words(text))
+        assert trial.overlap == expected
+        assert trial.depth == trial.column / length
+
+
+@pytest.mark.parametrize("name", ["positions", "alternatives", "tail"])
+def test_settings_that_make_no_sense(name):
+    with pytest.raises(ValueError, match=f"perturbation.{name}=0: must be at least 1"):
+        PerturbationSettings(**{name: 0})

@@ -1,0 +1,18 @@
+from rhythm.tasks.words import content_words
+from tests.training import countdown
+
+
+def test_words_of_grammar_say_nothing():
+    assert content_words("So I get 3 apples, and the baker's boy doesn't!") == {
+        "3",
+        "apples",
+        "baker's",
+        "boy",
+        "doesn't",
+    }
+    assert content_words("Ça coûte 5€") == {"ça", "coûte", "5"}
+    assert content_words("") == set()
+
+
+def test_of_countdown_the_numbers_count():
+    assert countdown().content_words("so i take 3 + 12 = 15 , that leaves 15 3") == {"3", "12", "15"}
