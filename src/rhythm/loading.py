@@ -134,7 +134,11 @@ def load_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = Fal
     if config.peft_type != "LORA" or config.bias != "none" or any(getattr(config, name) for name in NOT_PLAIN):
         raise ValueError(f"policy.adapter={folder}: only plain LoRA adapters, of weight matrices alone, can be used")
     config.lora_dropout = 0.0
-    return PeftModel.from_pretrained(base, folder, config=config, is_trainable=is_trainable)
+    try:
+        return PeftModel.from_pretrained(base, folder, config=config, is_trainable=is_trainable)
+    except RuntimeError as error:  # of torch, for shapes
+        right = config.base_model_name_or_path or "the one it was trained on"
+        raise ValueError(f"policy.adapter={folder}: the adapter does not fit this base; its own is {right}") from error
 
 
 def load_weights(base: PreTrainedModel, folder: str | None) -> PreTrainedModel:

@@ -135,11 +135,11 @@ def perturb(
     ranked = alternatives(policy.model, rollout, places, settings.alternatives, never, micro_batch_size)
     jobs = [(place, *token) for place, tokens in zip(places, ranked, strict=True) for token in tokens]
     jobs.sort(key=lambda job: int(rollout.prompt_lengths[job[0].row]) + job[0].column)  # so that little is padded
-    trials, sampler = [], policy.sampler()
+    trials = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         places_forced = [(place, token) for place, token, *_ in batch]
-        texts = continuations(sampler, policy, rollout, places_forced, max_completion_tokens)
+        texts = continuations(policy, rollout, places_forced, max_completion_tokens)
         trials += [_trial(policy, task, rollout, job, text) for job, text in zip(batch, texts, strict=True)]
         progress(len(trials) / len(jobs))
     return sorted(trials, key=lambda trial: (trial.row, SIDES.index(trial.side), trial.column, -trial.probability))
@@ -168,7 +168,7 @@ def alternatives(
 
 
 def continuations(
-    sampler, policy: Policy, rollout: Rollout, forced: Sequence[tuple[Place, int]], max_completion_tokens: int
+    policy: Policy, rollout: Rollout, forced: Sequence[tuple[Place, int]], max_completion_tokens: int
 ) -> list[str]:
     """The greedy text behind each forced token, as long as the whole response may still be."""
     heads = []
@@ -186,7 +186,8 @@ def continuations(
         prompts = Prompts(ids[going], mask[going], [rollout.problems[forced[i][0].row] for i in going])
         most = max(room[i] for i in going)
         settings = {"max_completion_tokens": most, "temperature": 0.0, "stopping": policy.stopping}
-        written = sample(sampler, policy.tokenizer, prompts, group_size=1, **settings)
+        with policy.folded():
+            written = sample(policy.model, policy.tokenizer, prompts, group_size=1, **settings)
         for i, row, kept in zip(going, written.completion_ids, written.completion_mask, strict=True):
             kept[room[i] :] = False
             texts[i] = policy.tokenizer.decode(row[kept], skip_special_tokens=True)

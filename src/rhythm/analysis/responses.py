@@ -31,23 +31,22 @@ def respond(
     progress: Callable[[float], None] = lambda share: None,
 ) -> Rollout:
     """One response to each problem, with rewards; `batch_size` are written together. Temperature 0 is greedy."""
-    sampler, parts = policy.sampler(), []
+    parts = []
     for number, start in enumerate(range(0, len(problems), batch_size)):
         prompts = collate_prompts(task, policy.tokenizer, problems[start : start + batch_size], policy.chat)
-        parts.append(
-            sample(
-                sampler,
+        here = Prompts(prompts.input_ids.to(policy.device), prompts.attention_mask.to(policy.device), prompts.problems)
+        with policy.folded():
+            written = sample(
+                policy.model,
                 policy.tokenizer,
-                Prompts(
-                    prompts.input_ids.to(policy.device), prompts.attention_mask.to(policy.device), prompts.problems
-                ),
+                here,
                 group_size=1,
                 max_completion_tokens=max_completion_tokens,
                 temperature=temperature,
                 stopping=policy.stopping,
                 generator=generator(seed, "sampling", number, device=policy.device),
             )
-        )
+        parts.append(written)
         progress(min(1.0, (start + batch_size) / len(problems)))
     rollout = join(parts, policy.tokenizer.pad_token_id)
     rollout.rewards = task.rewards(rollout)
