@@ -9,10 +9,15 @@ from rhythm import cli
 
 
 def train(cfg: DictConfig) -> float:
-    """One run, or with `doctor` one short iteration of it that is looked at.
+    """One run, or with `doctor` one short iteration of it that is looked at, or with `estimate` what it would need.
 
     Returns the last held-out pass@1, for sweepers that maximise something; NaN without evaluations.
     """
+    if cfg.estimate:
+        from rhythm.estimate import report
+
+        print(report(cfg))
+        return float("nan")
     if not cfg.doctor:
         return run(cfg)
     from rhythm.doctor import rehearsal

@@ -124,6 +124,12 @@ def test_a_gpu_that_is_not_there(here, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_strategies_that_cut_tensors_into_shards_are_refused():
+    for strategy in ("fsdp", "deepspeed_stage_3"):
+        with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: .* use trainer=ddp"):
+            runs.check_accelerator(OmegaConf.create({"accelerator": "cpu", "strategy": strategy}))
+
+
 def test_credit_settings_that_make_no_sense(here, tiny_folder):
     outcome = here("train.py", *local(tiny_folder, "credit=random", "credit.top_fraction=1.5"))
     assert_one_line(outcome, "top_fraction", "1.5")

@@ -101,3 +101,13 @@ def test_another_logger_is_added_by_its_class(tmp_path):
     loggers = [type(instantiate(logger)).__name__ for name, logger in cfg.logger.items() if name == "second"]
     assert set(cfg.logger) == {"tensorboard", "second"}
     assert loggers == ["CSVLogger"]
+
+
+def test_a_sweep_is_an_array_of_jobs_that_save_before_their_end():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `cluster`")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=["hydra/launcher=slurm", "seed=1,2"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert launcher.additional_parameters.signal == "TERM@300"
+    assert (launcher.gpus_per_node, launcher.max_num_timeout) == (1, 0)

@@ -32,7 +32,8 @@ LOCK = ".lock"
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
 FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
-FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration", "doctor", "command"]
+FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
+FREE += ["doctor", "estimate", "prompt_tokens", "command"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
 # What a policy is asked and when it ends, and of what kind its trained weights are.
@@ -137,7 +138,16 @@ def knobs(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_accelerator(trainer: DictConfig) -> None:
-    """Raises ValueError where there is no such accelerator. Apple's has no float64, which the statistics need."""
+    """Raises ValueError where there is no such accelerator, or a strategy that cuts tensors into shards.
+
+    Apple's has no float64, which the statistics need.
+    """
+    strategy = str(trainer.get("strategy", "auto"))
+    if strategy.startswith(("fsdp", "deepspeed")):
+        raise ValueError(
+            f"trainer.strategy={strategy}: sampling and checkpoints need whole tensors; use trainer=ddp, and "
+            "policy.quantization=4bit where the base is too large for a device"
+        )
     if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():
         raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")
 

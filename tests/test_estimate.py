@@ -1,0 +1,76 @@
+"""The estimate against counts by hand, and against the same computation on real tensors."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rhythm.allocations import Allocations
+from rhythm.estimate import Workload, estimate, learn, report
+from rhythm.objective import Objective
+from rhythm.policy import Policy
+from tests.test_configs import composed
+
+SETTINGS = {"rows": 8, "sampled": 8, "prefilled": 2, "micro_batch": 4, "prompt": 8, "completion": 24}
+WORK = Workload(**SETTINGS, layers=0, precision="32-true", devices=1)
+
+
+def estimated(folder, *overrides, **changes):
+    policy = composed("policy=local", f"policy.path={folder}", *overrides).policy
+    return estimate(policy, Workload(**vars(WORK) | changes), Objective())
+
+
+def test_bytes_are_counted_while_they_live():
+    with FakeTensorMode(), Allocations() as memory:
+        first = torch.zeros(1000)
+        peaks = {}
+        with memory.phase(peaks, "more"):
+            second = first + 1
+            assert second.view(10, 100).shape == (10, 100)  # a view is no memory
+            del second
+        assert (memory.now, peaks) == (4000, {"more": 4000})
+
+
+def test_weights_and_moments_are_those_of_the_policy(tiny_folder):
+    policy, found = Policy(str(tiny_folder)), estimated(tiny_folder)
+    assert found.parameters == sum(p.numel() for p in policy.model.parameters())
+    assert found.trained == sum(p.numel() for p in policy.adapter_parameters())
+    assert found.parts["optimizer"] == 8 * found.trained
+    assert found.parts["weights"] == pytest.approx(4 * found.parameters, rel=0.01)
+    full = estimated(tiny_folder, "policy.full=true")
+    assert full.trained == full.parameters
+    assert full.parts["reference"] == full.parts["weights"]
+    assert estimated(tiny_folder, devices=2).parts["buckets of gradients"] == 4 * found.trained
+
+
+def test_a_completion_more_costs_its_cache_and_its_logits(tiny_folder):
+    few, many = (estimated(tiny_folder, sampled=rows).phases["sampling"] for rows in (64, 128))
+    cache = 3 * 2 * 2 * 8 * 32 * 4  # layers, keys and values, heads, width, tokens, bytes
+    logits = 59 * (4 + 4 + 4 + 8 + 8)  # as they come, scaled, softmax, and twice in float64
+    assert cache < (many - few) / 64 < 1.5 * (cache + logits)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_update_on_shapes_takes_what_a_real_one_takes(tiny_folder, checkpointing):
+    policy = Policy(str(tiny_folder), activation_checkpointing=checkpointing, fold=False).train()
+    with Allocations() as memory:
+        for parameter in policy.model.parameters():  # there before
+            memory._known.add(parameter.untyped_storage())
+        peaks = {}
+        with memory.phase(peaks, "update"):
+            learn(policy.model, WORK, Objective())
+    settings = ["policy.fold=false", f"policy.activation_checkpointing={str(checkpointing).lower()}"]
+    assert estimated(tiny_folder, *settings).phases["update"] == pytest.approx(peaks["update"], rel=0.1)
+
+
+def test_checkpointing_activations_saves_memory_and_costs_a_forward_pass(tiny_folder):
+    plain, less = (
+        estimated(tiny_folder, f"policy.activation_checkpointing={on}", completion=100) for on in ("false", "true")
+    )
+    assert less.phases["update"] < 0.8 * plain.phases["update"]
+    assert plain.flops["update"] < less.flops["update"] < 2 * plain.flops["update"]
+
+
+def test_the_report_names_each_gpu(tiny_folder):
+    told = report(composed("experiment=anchor", "policy=local", f"policy.path={tiny_folder}"))
+    assert "each of 1 devices: 128 completions an iteration, 512 sampled at once, 256 + 200 tokens" in told
+    assert "A100        fits   80 GiB" in told
