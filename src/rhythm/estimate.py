@@ -21,7 +21,7 @@ from rhythm.allocations import Allocations, materialise
 from rhythm.attention.blocks import BLOCK_ELEMENTS, BLOCK_ROWS
 from rhythm.attention.heads import resolve_layers
 from rhythm.decoding import fast_decoding, make_cache
-from rhythm.folding import folded, make_foldable
+from rhythm.folding import FoldedLinear, folded, make_foldable
 from rhythm.loading import find_dtype, find_source
 from rhythm.losses import entropies, selected_logps
 from rhythm.objective import Objective
@@ -103,6 +103,9 @@ def build(policy: DictConfig, config: PreTrainedConfig) -> nn.Module:
     plain = policy.quantization is None
     if plain and (policy.dtype == "float32" if policy.fold is None else policy.fold):
         make_foldable(model)
+        for module in model.modules():
+            if isinstance(module, FoldedLinear):
+                module.FEW = 0  # a layout of oneDNN's own cannot be made without data
     return model
 
 
