@@ -106,7 +106,7 @@ def test_another_logger_is_added_by_its_class(tmp_path):
 def test_a_sweep_is_an_array_of_jobs_that_save_before_their_end():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `cluster`")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", overrides=["hydra/launcher=slurm", "seed=1,2"], return_hydra_config=True)
+        cfg = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
     launcher = cfg.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert launcher.additional_parameters.signal == "TERM@300"
