@@ -75,4 +75,4 @@ def test_an_adapter_that_does_not_fit(call, tiny_folder, tmp_path):
     assert code == 1
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert "the adapter does not fit" in err
+    assert "does not fit this base" in err

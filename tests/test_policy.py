@@ -194,3 +194,12 @@ def test_adapter_state_of_another_shape_is_refused(tiny_folder, settings):
         policy.load_adapter_state(tiny(tiny_folder, **settings).adapter_state())
     with pytest.raises(ValueError, match=r"saved, .* here"):
         policy.load_adapter_state({})
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "k_proj", "up_proj"]])
+def test_an_adapter_with_tensors_that_are_missing_or_too_many_is_refused(tiny_folder, tmp_path, targets):
+    tiny(tiny_folder, targets=["q_proj", "k_proj"]).save_adapter(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": targets}))
+    with pytest.raises(ValueError, match="does not fit this base: .* tensors differ, first"):
+        tiny(tiny_folder, adapter=str(tmp_path))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -120,12 +121,18 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, ends: Container[int]) -> None
 
 
 def load_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = False) -> PeftModel:
-    """Puts a saved LoRA adapter on a base model; whatever dropout it was trained with is left out."""
+    """Puts a saved LoRA adapter on a base model; whatever dropout it was trained with is left out.
+
+    Raises:
+        FileNotFoundError: the folder is no adapter.
+        ValueError: it is of another kind, or was made for another base.
+    """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise FileNotFoundError(
             f"policy.adapter={folder}: no adapter_config.json there; give the folder of a PEFT adapter"
         )
-    if not (Path(folder) / "adapter_model.safetensors").is_file():  # PEFT would go on to a pickle, and to the hub
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():  # PEFT would go on to a pickle, and to the hub
         raise FileNotFoundError(
             f"policy.adapter={folder}: no adapter_model.safetensors there, and pickles are not loaded; save it with "
             "save_pretrained(folder, safe_serialization=True)"
@@ -134,11 +141,17 @@ def load_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = Fal
     if config.peft_type != "LORA" or config.bias != "none" or any(getattr(config, name) for name in NOT_PLAIN):
         raise ValueError(f"policy.adapter={folder}: only plain LoRA adapters, of weight matrices alone, can be used")
     config.lora_dropout = 0.0
-    try:
-        return PeftModel.from_pretrained(base, folder, config=config, is_trainable=is_trainable)
-    except RuntimeError as error:  # of torch, for shapes
-        right = config.base_model_name_or_path or "the one it was trained on"
-        raise ValueError(f"policy.adapter={folder}: the adapter does not fit this base; its own is {right}") from error
+    config.inference_mode, config.base_model_name_or_path = not is_trainable, base.name_or_path
+    model, saved = get_peft_model(base, config), load_file(file)
+    own = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    given = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+        raise ValueError(
+            f"policy.adapter={folder} does not fit this base: {len(differing)} tensors differ, first {differing[0]}: "
+            f"{given.get(differing[0])} saved, {own.get(differing[0])} here; use the policy.path that it was trained on"
+        )
+    set_peft_model_state_dict(model, saved)
+    return model
 
 
 def load_weights(base: PreTrainedModel, folder: str | None) -> PreTrainedModel:
