@@ -62,8 +62,8 @@ def folder(request):
 def test_a_fresh_policy_is_the_base(folder):
     policy, base = tiny(folder), base_of(folder)
     close(logits(policy.model), logits(base), rtol=0, atol=1e-6)
-    with policy.folded():
-        close(logits(policy.model), logits(base), rtol=0, atol=1e-6)
+    with policy.folded():  # few rows are summed in another order
+        close(logits(policy.model), logits(base), rtol=0, atol=1e-5)
 
 
 def test_the_reference_is_the_base_bit_for_bit_and_the_policy_comes_back(folder):
@@ -201,5 +201,5 @@ def test_an_adapter_with_tensors_that_are_missing_or_too_many_is_refused(tiny_fo
     tiny(tiny_folder, targets=["q_proj", "k_proj"]).save_adapter(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": targets}))
-    with pytest.raises(ValueError, match="does not fit this base: .* tensors differ, first"):
+    with pytest.raises(ValueError, match=r"does not fit this base: \d+ tensors differ, first"):
         tiny(tiny_folder, adapter=str(tmp_path))
