@@ -239,7 +239,7 @@ def test_a_pass_that_runs_out_of_memory_is_begun_again_in_halves_with_the_same_g
     module, watcher = run(**IN_PASSES | {"callbacks": [AttentionSignals(), small]})
     assert (small.sizes[:2], set(small.sizes)) == ([8, 8], {8, 4, 2})
     assert module.micro_batch_size == 2
-    assert_same(moved(module, watcher), expected)
+    assert_same(moved(module, watcher), expected, tolerance=1e-4)
     assert "out of memory: from here on micro_batch_size=4 instead of 8, for the same result" in caplog.messages
     assert "out of memory: from here on micro_batch_size=2 instead of 4, for the same result" in caplog.messages
 

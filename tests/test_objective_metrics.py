@@ -42,7 +42,7 @@ def test_settings_reach_the_losses():
     losses = objective.losses(logps, old_logps, advantages, mask, ref_logps)
     assert losses[0].tolist() == pytest.approx([-1.3, 0.9, 3.0 + 0.5 * 2.0], rel=1e-6)
     below, above = objective.clipped(logps, old_logps, advantages, mask)
-    assert (below.tolist(), above.tolist()) == ([[False, True, False]], [[True, False, False]])
+    assert (below.tolist(), above.tolist()) == ([[False, True, False]], [[True, False, True]])
 
 
 def test_without_beta_no_reference_is_read():
