@@ -24,7 +24,8 @@ from rhythm import runs
 from tests.test_configs import composed
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3", "inspect_every=6"]
+SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3"]
+SMOKE += [f"callbacks.inspection.{name}" for name in ("every=6", "fresh=0", "fixed=0", "page=false")]
 SCALARS = {
     "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "learning_rate",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "completions/mean_length", "completions/clipped_ratio",
@@ -62,7 +63,8 @@ def equal(a, b):
 def finished(tmp_path_factory):
     """A run of six iterations that nobody stopped, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, call("train.py", *SMOKE, "iterations=6", f"output_dir={folder}")
+    looks = [f"callbacks.inspection.{name}" for name in ("fresh=1", "fixed=1", "page=true")]
+    return folder, call("train.py", *SMOKE, *looks, "iterations=6", f"output_dir={folder}")
 
 
 def test_a_run_leaves_everything_that_is_promised(finished):
