@@ -18,7 +18,9 @@ def analyze_policies(cfg: DictConfig) -> None:
     from rhythm.analysis.progress import AnalysisProgress
     from rhythm.analysis.report import report
     from rhythm.analysis.study import AnalysisSettings, analyze, movement
-    from rhythm.runs import check_device, check_same_subject, find_adapter, load_policy
+    from rhythm.machine import check_device
+    from rhythm.runs import find_adapter, load_policy
+    from rhythm.settings import check_same_subject
 
     check_device(cfg.device)
     paths = list(cfg.ckpt_path) if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path]

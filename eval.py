@@ -15,7 +15,9 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.evaluation.evaluate import evaluate
-    from rhythm.runs import check_device, check_same_subject, find_adapter, load_policy
+    from rhythm.machine import check_device
+    from rhythm.runs import find_adapter, load_policy
+    from rhythm.settings import check_same_subject
 
     for name in ("problems", "samples", "prompts_at_once"):
         if cfg[name] < 1:

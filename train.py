@@ -30,8 +30,10 @@ def run(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from rhythm.data import PromptData
-    from rhythm.runs import building, check_accelerator, check_launcher, knobs, open_run
+    from rhythm.machine import check_accelerator, check_launcher
+    from rhythm.runs import building, open_run
     from rhythm.seeding import seed_adapter
+    from rhythm.settings import knobs
 
     hydra = HydraConfig.get()
     check_launcher(cfg, hydra)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import eval as eval_script
 import train as train_script
-from rhythm import cli, runs
+from rhythm import cli, machine, runs, settings
 from rhythm.tasks.countdown import Countdown
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +127,7 @@ def test_a_gpu_that_is_not_there(here, tmp_path):
 def test_strategies_that_cut_tensors_into_shards_are_refused():
     for strategy in ("fsdp", "deepspeed_stage_3"):
         with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: .* use trainer=ddp"):
-            runs.check_accelerator(OmegaConf.create({"accelerator": "cpu", "strategy": strategy}))
+            machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "strategy": strategy}))
 
 
 def test_credit_settings_that_make_no_sense(here, tiny_folder):
@@ -380,43 +380,43 @@ def test_an_adapter_is_found_by_its_folder_its_run_or_a_checkpoint(run):
     assert runs.find_adapter(str(run)) == runs.find_adapter(str(run / "adapter")) == run / "adapter"
     (run / "adapter" / "adapter_config.json").rename(run / "adapter" / "config.json")  # of a whole model
     assert runs.find_adapter(str(run)) == runs.find_adapter(str(run / "adapter")) == run / "adapter"
-    assert runs.run_folder(run / "adapter") == runs.run_folder(run / runs.LAST) == run
+    assert settings.run_folder(run / "adapter") == settings.run_folder(run / runs.LAST) == run
 
 
 def test_an_adapter_is_not_evaluated_on_another_task(run):
-    runs.check_same_subject(config(seed=9), run / runs.LAST)
+    settings.check_same_subject(config(seed=9), run / runs.LAST)
     with pytest.raises(ValueError, match=r"trained under other settings than these; add task.count=3$"):
-        runs.check_same_subject(config(task={"count": 4}), run / runs.LAST)
+        settings.check_same_subject(config(task={"count": 4}), run / runs.LAST)
     with pytest.raises(ValueError, match=r"than these; add '~task.template'$"):
-        runs.check_same_subject(config(task={"count": 3, "template": "another"}), run / runs.LAST)
+        settings.check_same_subject(config(task={"count": 3, "template": "another"}), run / runs.LAST)
 
 
 def test_an_adapter_is_evaluated_on_other_problems_of_its_task(run):
     task = {"template": "{problem}", "train": {"path": "a", "columns": {"problem": "q"}}, "test": {"path": "b"}}
     OmegaConf.save(config(task=task), run / "config.yaml")
-    runs.check_same_subject(
+    settings.check_same_subject(
         config(task=task | {"train": {"path": "c"}, "test": {"path": "d", "name": "x"}}), run / runs.LAST
     )
     with pytest.raises(ValueError, match=r"than these; add 'task.template=\{problem\}'$"):
-        runs.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
+        settings.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
 
 
 def test_a_policy_is_not_evaluated_on_prompts_of_another_form(run):
     OmegaConf.save(config(policy={"path": "base", "chat_template": True}), run / "config.yaml")
     with pytest.raises(ValueError, match=r"than these; add policy.chat_template=True$"):
-        runs.check_same_subject(config(policy={"path": "base", "chat_template": False}), run / "adapter")
+        settings.check_same_subject(config(policy={"path": "base", "chat_template": False}), run / "adapter")
 
 
 def test_a_checkpoint_is_not_evaluated_at_another_scale(run):
     """Its tensors fit a policy of any alpha."""
     policy = {"path": "base", "alpha": 32, "adapter": None}
     OmegaConf.save(config(policy=policy), run / "config.yaml")
-    runs.check_same_subject(config(policy=policy), run / runs.LAST)
+    settings.check_same_subject(config(policy=policy), run / runs.LAST)
     for changes, mend in (({"alpha": 8}, "policy.alpha=32"), ({"adapter": "warm"}, "policy.adapter=null")):
         other = config(policy=policy | changes)
         with pytest.raises(ValueError, match=f"than these; add {mend}$"):
-            runs.check_same_subject(other, run / runs.LAST)
-        runs.check_same_subject(other, run / "adapter")  # PEFT's own folder knows
+            settings.check_same_subject(other, run / runs.LAST)
+        settings.check_same_subject(other, run / "adapter")  # PEFT's own folder knows
 
 
 def test_nested_keys_are_dotted():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rhythm import runs
+from rhythm import runs, settings
 from rhythm.policy import Policy
 from tests.policies import save_tiny_policy
 
@@ -82,7 +82,7 @@ def test_the_config_beside_a_checkpoint_is_data(tmp_path, hit, monkeypatch):
         runs.open_run(cfg.copy(), None)
     assert "xyzzy" not in str(refused.value)
     with pytest.raises(ValueError, match=r"add task._target_=os.system"):
-        runs.check_same_subject(cfg, tmp_path / runs.LAST)
+        settings.check_same_subject(cfg, tmp_path / runs.LAST)
     assert not hit.exists()
 
 

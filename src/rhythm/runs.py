@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,29 +15,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from hydra.conf import HydraConf
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from rhythm.cli import flatten
 from rhythm.policy import Policy
+from rhythm.settings import CONFIG, check_same_run
 
-CONFIG = "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 HPARAMS = "hparams.yaml"
 LOCK = ".lock"
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
-# What may change when a run is resumed: how long, how often, where, on what, in how much memory.
-FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
-FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
-FREE += ["doctor", "estimate", "prompt_tokens", "command"]
-FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
-FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
-# What a policy is asked and when it ends, and of what kind its trained weights are.
-SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
-PROBLEMS = ("task.train.", "task.test.")  # which problems, not how they are asked
 _claims: dict[Path, FileLock] = {}
 
 
@@ -119,45 +106,6 @@ def building(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]:
         raise
 
 
-def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
-    """Raises ValueError where several runs of several processes each would share one parent process."""
-    sweeping, launcher = hydra.mode == RunMode.MULTIRUN, hydra.launcher._target_
-    if sweeping and cfg.trainer.get("strategy", "auto") != "auto" and launcher.endswith("BasicLauncher"):
-        raise ValueError(
-            f"-m with trainer.strategy={cfg.trainer.strategy}: the runs of a sweep share a process, which cannot start "
-            "others for each; add hydra/launcher=submitit_local (pip install hydra-submitit-launcher), or leave out -m"
-        )
-
-
-def knobs(cfg: DictConfig) -> dict[str, Any]:
-    """What runs are told apart by in a table: the values at the top of the config, and the credit with its settings."""
-    told = (set(cfg) - set(FREE)) | {"iterations"}
-    top = {key: value for key, value in cfg.items() if key in told and isinstance(value, bool | int | float)}
-    credit = flatten(OmegaConf.to_container(cfg.credit, resolve=True), "credit.")
-    return top | {key: value for key, value in credit.items() if not isinstance(value, dict)}
-
-
-def check_accelerator(trainer: DictConfig) -> None:
-    """Raises ValueError where there is no such accelerator, or a strategy that cuts tensors into shards.
-
-    Apple's has no float64, which the statistics need.
-    """
-    strategy = str(trainer.get("strategy", "auto"))
-    if strategy.startswith(("fsdp", "deepspeed")):
-        raise ValueError(
-            f"trainer.strategy={strategy}: sampling and checkpoints need whole tensors; use trainer=ddp, and "
-            "policy.quantization=4bit where the base is too large for a device"
-        )
-    if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError where there is no such device."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: there is no CUDA device here; use device=cpu")
-
-
 def claim(folder: Path) -> None:
     """Keeps other runs out of a folder as long as this process lives, however it ends.
 
@@ -230,36 +178,6 @@ def new_folder(cfg: DictConfig, label: str) -> Path:
     raise OSError(f"no free folder at {stem}")
 
 
-def check_same_run(cfg: DictConfig, saved: Path) -> None:
-    """Refuses to resume a run under settings that it was not started with."""
-    if not saved.is_file():
-        raise FileNotFoundError(
-            f"there is no {saved}: a checkpoint is resumed in its run's folder, whose config is read"
-        )
-    before = flatten(OmegaConf.to_container(OmegaConf.load(saved)))  # data: nothing in it is resolved or instantiated
-    now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    differing = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not is_free(key)
-    )
-    schedule = now.get("algorithm.scheduler.name") or "constant"
-    if before["iterations"] != now["iterations"] and not schedule.startswith("constant"):
-        differing.insert(0, "iterations")  # the length of the schedule: its earlier part would have been another
-    if differing:
-        shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
-        raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
-
-
-def is_free(key: str) -> bool:
-    """Whether a key of the config may change when a run is resumed, because nothing that is learned depends on it."""
-    return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith("callbacks.attention_signals"))
-
-
-def _shown(values: dict[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "absent"
-
-
 def find_adapter(ckpt_path: str | None) -> Path | None:
     """The adapter folder or checkpoint file that a run folder, an adapter folder or a checkpoint stands for.
 
@@ -287,33 +205,6 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
 def is_saved(folder: Path) -> bool:
     """Whether a folder holds an adapter, or with policy.full a whole model."""
     return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
-
-
-def run_folder(adapter: Path) -> Path | None:
-    """The run that an adapter folder or a checkpoint belongs to, where it still stands in it."""
-    folders = (adapter.parent, adapter.parent.parent)
-    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
-
-
-def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
-    """Refuses to evaluate an adapter on another base or task than its run's config names; that is read as data only."""
-    folder = run_folder(adapter) if adapter is not None else None
-    if folder is None:
-        return
-    saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    # On other problems than a run's own it is still what the run trained, as long as it is asked in the same form.
-    asked = {key for key in saved | now if key.startswith("task.") and not key.startswith(PROBLEMS)}
-    keys = {"max_completion_tokens", *SUBJECT} | asked
-    if adapter.is_file():  # a checkpoint holds tensors alone; a PEFT folder says itself how it is scaled
-        keys |= {"policy.alpha", "policy.adapter"}
-    differing = sorted(key for key in keys if not isinstance(saved.get(key), dict) and saved.get(key) != now.get(key))
-    if differing:
-        mend = " ".join(
-            shlex.quote(f"{key}={'null' if saved[key] is None else saved[key]}" if key in saved else f"~{key}")
-            for key in differing
-        )
-        raise ValueError(f"{adapter} was trained under other settings than these; add {mend}")
 
 
 def load_policy(config: DictConfig, adapter: Path | None) -> Policy:

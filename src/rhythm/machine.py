@@ -1,0 +1,39 @@
+"""What a machine can be asked for: accelerators, strategies, and sweeps of several processes."""
+
+from __future__ import annotations
+
+import torch
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+
+def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
+    """Raises ValueError where several runs of several processes each would share one parent process."""
+    sweeping, launcher = hydra.mode == RunMode.MULTIRUN, hydra.launcher._target_
+    if sweeping and cfg.trainer.get("strategy", "auto") != "auto" and launcher.endswith("BasicLauncher"):
+        raise ValueError(
+            f"-m with trainer.strategy={cfg.trainer.strategy}: the runs of a sweep share a process, which cannot start "
+            "others for each; add hydra/launcher=submitit_local (pip install hydra-submitit-launcher), or leave out -m"
+        )
+
+
+def check_accelerator(trainer: DictConfig) -> None:
+    """Raises ValueError where there is no such accelerator, or a strategy that cuts tensors into shards.
+
+    Apple's has no float64, which the statistics need.
+    """
+    strategy = str(trainer.get("strategy", "auto"))
+    if strategy.startswith(("fsdp", "deepspeed")):
+        raise ValueError(
+            f"trainer.strategy={strategy}: sampling and checkpoints need whole tensors; use trainer=ddp, and "
+            "policy.quantization=4bit where the base is too large for a device"
+        )
+    if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError where there is no such device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: there is no CUDA device here; use device=cpu")

@@ -1,0 +1,87 @@
+"""The settings of a run beside those of another: what may differ where one goes on, or is evaluated."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rhythm.cli import flatten
+
+CONFIG = "config.yaml"  # of a run's folder, all settings resolved
+# What may change when a run is resumed: how long, how often, where, on what, in how much memory.
+FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
+FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
+FREE += ["doctor", "estimate", "prompt_tokens", "command"]
+FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
+FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
+# What a policy is asked and when it ends, and of what kind its trained weights are.
+SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
+PROBLEMS = ("task.train.", "task.test.")  # which problems, not how they are asked
+
+
+def check_same_run(cfg: DictConfig, saved: Path) -> None:
+    """Refuses to resume a run under settings that it was not started with."""
+    if not saved.is_file():
+        raise FileNotFoundError(
+            f"there is no {saved}: a checkpoint is resumed in its run's folder, whose config is read"
+        )
+    before = flatten(OmegaConf.to_container(OmegaConf.load(saved)))  # data: nothing in it is resolved or instantiated
+    now = flatten(OmegaConf.to_container(cfg, resolve=True))
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not is_free(key)
+    )
+    schedule = now.get("algorithm.scheduler.name") or "constant"
+    if before["iterations"] != now["iterations"] and not schedule.startswith("constant"):
+        differing.insert(0, "iterations")  # the length of the schedule: its earlier part would have been another
+    if differing:
+        shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
+        raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
+
+
+def is_free(key: str) -> bool:
+    """Whether a key of the config may change when a run is resumed, because nothing that is learned depends on it."""
+    return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith("callbacks.attention_signals"))
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
+
+
+def knobs(cfg: DictConfig) -> dict[str, Any]:
+    """What runs are told apart by in a table: the values at the top of the config, and the credit with its settings."""
+    told = (set(cfg) - set(FREE)) | {"iterations"}
+    top = {key: value for key, value in cfg.items() if key in told and isinstance(value, bool | int | float)}
+    credit = flatten(OmegaConf.to_container(cfg.credit, resolve=True), "credit.")
+    return top | {key: value for key, value in credit.items() if not isinstance(value, dict)}
+
+
+def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
+    """Refuses to evaluate an adapter on another base or task than its run's config names; that is read as data only."""
+    folder = run_folder(adapter) if adapter is not None else None
+    if folder is None:
+        return
+    saved = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = flatten(OmegaConf.to_container(cfg, resolve=True))
+    # On other problems than a run's own it is still what the run trained, as long as it is asked in the same form.
+    asked = {key for key in saved | now if key.startswith("task.") and not key.startswith(PROBLEMS)}
+    keys = {"max_completion_tokens", *SUBJECT} | asked
+    if adapter.is_file():  # a checkpoint holds tensors alone; a PEFT folder says itself how it is scaled
+        keys |= {"policy.alpha", "policy.adapter"}
+    differing = sorted(key for key in keys if not isinstance(saved.get(key), dict) and saved.get(key) != now.get(key))
+    if differing:
+        mend = " ".join(
+            shlex.quote(f"{key}={'null' if saved[key] is None else saved[key]}" if key in saved else f"~{key}")
+            for key in differing
+        )
+        raise ValueError(f"{adapter} was trained under other settings than these; add {mend}")
+
+
+def run_folder(adapter: Path) -> Path | None:
+    """The run that an adapter folder or a checkpoint belongs to, where it still stands in it."""
+    folders = (adapter.parent, adapter.parent.parent)
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
