@@ -4,9 +4,11 @@ import json
 import sys
 
 import pytest
+from transformers import BloomConfig, BloomForCausalLM
 
 import analyze as script
 from rhythm import cli
+from tests.policies import WORDS, perturb, word_tokenizer
 
 SMALL = ["responses=3", "max_completion_tokens=60", "signals.window=5", "resamples=100", "perturbation.positions=1"]
 
@@ -34,7 +36,6 @@ def call(monkeypatch, capsys, tmp_path):
 def test_the_base_and_an_adapter_are_analyzed_and_compared(call, tmp_path):
     from rhythm.policy import Policy
     from rhythm.seeding import seed_adapter
-    from tests.policies import perturb
 
     seed_adapter(0)
     perturb(Policy("embedded:tiny_countdown"), scale=0.02).save_adapter(tmp_path / "adapter")
@@ -76,3 +77,13 @@ def test_an_adapter_that_does_not_fit(call, tiny_folder, tmp_path):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "does not fit this base" in err
+
+
+def test_a_model_that_cannot_be_read(call, tmp_path):
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path / "bloom")
+    word_tokenizer(WORDS).save_pretrained(tmp_path / "bloom")
+    code, err = call(*SMALL, "policy=local", "policy.path=bloom", "policy.attn_implementation=eager")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "its attention bypasses transformers' attention interface" in err
