@@ -37,6 +37,8 @@ class Results:
         rows = pd.read_csv(folder / "results.csv")
         if list(rows.columns) == [] or rows.empty:
             raise ValueError(f"{folder / 'results.csv'} has no rows yet: python experiments/study.py {folder}")
+        if "baseline" not in described:
+            raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
         seeds = rows.groupby("credit").seed.nunique()
         arms = [arm for arm in described["arms"] if seeds.get(arm, 0) >= 2]
         primary = [(ours, theirs) for ours, theirs in described.get("primary", []) if {ours, theirs} <= set(arms)]

@@ -58,12 +58,12 @@ def test_the_other_recipes_are_the_papers(recipe, policy, train_on, tokens):
     assert (cfg.signals.window, list(cfg.signals.horizon), cfg.credit.top_fraction) == (10, [10, 100], 0.4)
 
 
-def files(folder, name):
+def files(folder, name, role):
     """Eight rows like the one of a dataset, told apart by their text."""
     row, _ = ROWS[name]
     text = next(word for word in re.findall(r"Q\d+", json.dumps(row)))
-    rows = [json.loads(json.dumps(row).replace(text, f"{text} so {i}")) for i in range(8)]
-    return write(folder / f"{name}.jsonl", rows)
+    rows = [json.loads(json.dumps(row).replace(text, f"{text} {role} {i}")) for i in range(8)]
+    return write(folder / f"{role}.jsonl", rows)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from rhythm.analysis.perturbation import PerturbationSettings
-from rhythm.analysis.report import report
+from rhythm.analysis.report import report, shown_responses
 from rhythm.analysis.study import AnalysisSettings, analyze, movement
 from rhythm.attention.definitions import SignalSettings
 from rhythm.policy import Policy
@@ -70,6 +70,12 @@ def test_a_policy_has_not_moved_from_itself_and_another_has(policy, found):
     assert "perturbation" not in there.tables
     moved = movement(other, there, found, small)
     assert all(0 < value < 1 for value in moved["amplified"].values())
+
+
+def test_responses_are_shown_with_the_marks_of_both_kinds(policy, found):
+    for response in shown_responses(policy, found, SMALL):
+        assert response.preplan.any()
+        assert response.anchor.any()
 
 
 def test_the_report_shows_the_tables_and_escapes_everything(policy, found):

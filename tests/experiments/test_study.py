@@ -107,6 +107,13 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     assert cells["anchor"][6:] == ["0.500", "1.200"]
 
 
+def test_a_study_without_a_baseline_is_not_reported(planted):
+    named = yaml.safe_load((planted.folder / "study.yaml").read_text())
+    (planted.folder / "study.yaml").write_text(yaml.safe_dump({"arms": named["arms"], "seeds": [0]}))
+    with pytest.raises(ValueError, match="names no baseline"):
+        report.Results.load(planted.folder)
+
+
 def test_the_figures_are_drawn_small(planted):
     report.draw_curves(planted, planted.folder / "curves.png")
     report.draw_forest(planted, planted.folder / "forest.png")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings
+from rhythm.attention.definitions import waad_drop
 from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.page import document, fitting, picture, viewer, viewer_data, viewer_script
@@ -83,7 +84,12 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
 def shown_responses(policy: Policy, found: Analysis, settings: AnalysisSettings) -> list[Response]:
     rollout, signals = found.rollout, found.reading.signals[CHOSEN]
     described = Rollout(**vars(rollout))
-    described.signals = AttentionSignals(entropy=found.reading.entropy, waad=signals.waad, fai=signals.fai)
+    described.signals = AttentionSignals(
+        entropy=found.reading.entropy,
+        waad=signals.waad,
+        waad_drop=waad_drop(signals.waad, rollout.completion_mask),
+        fai=signals.fai,
+    )
     rows = range(len(rollout.completions))
     return describe(described, policy.tokenizer, rows, group_size=1, fraction=settings.top_fraction)
 
