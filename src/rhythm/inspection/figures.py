@@ -285,7 +285,7 @@ def _tidy(axes: Axes) -> None:
 
 def _colour_bar(figure: Figure, image: AxesImage, bottom: float, height: float, **settings) -> None:
     axes = figure.add_axes((0.885, bottom, 0.025, height))
-    bar = figure.colorbar(image, cax=axes, ticks=MaxNLocator(5), **{"label": ""} | settings)
+    bar = figure.colorbar(image, cax=axes, ticks=MaxNLocator(4, prune="upper"), **{"label": ""} | settings)
     bar.ax.yaxis.label.set_size(6)
     bar.ax.tick_params(labelsize=5.5, length=2, width=0.4)
     bar.outline.set_linewidth(0.3)
