@@ -26,6 +26,7 @@ from tests.test_configs import composed
 ROOT = Path(__file__).parents[1]
 SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3"]
 SMOKE += [f"callbacks.inspection.{name}" for name in ("every=6", "fresh=0", "fixed=0", "page=false")]
+LOOKS = [f"callbacks.inspection.{name}" for name in ("fresh=1", "fixed=1", "page=true")]
 SCALARS = {
     "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "learning_rate",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "completions/mean_length", "completions/clipped_ratio",
@@ -63,8 +64,7 @@ def equal(a, b):
 def finished(tmp_path_factory):
     """A run of six iterations that nobody stopped, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    looks = [f"callbacks.inspection.{name}" for name in ("fresh=1", "fixed=1", "page=true")]
-    return folder, call("train.py", *SMOKE, *looks, "iterations=6", f"output_dir={folder}")
+    return folder, call("train.py", *SMOKE, *LOOKS, "iterations=6", f"output_dir={folder}")
 
 
 def test_a_run_leaves_everything_that_is_promised(finished):
@@ -79,7 +79,7 @@ def test_a_run_leaves_everything_that_is_promised(finished):
         assert low <= metrics["last"]["metrics"][key] <= high
     for words in ("before", "after 6 iterations", "pass@1", "pass@8", "tensorboard --logdir", str(folder)):
         assert words in out
-    command = f"python train.py {' '.join(SMOKE)} iterations=6"
+    command = f"python train.py {' '.join([*SMOKE, *LOOKS])} iterations=6"
     assert f"\n{command}\n" in (folder / "adapter" / "README.md").read_text()
     logged = scalars(folder)
     assert logged.keys() >= SCALARS

@@ -51,7 +51,9 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         task = instantiate(compose("analyze").task, _convert_="all")
     policy = Policy("embedded:tiny_countdown")
-    settings = AnalysisSettings(signals=SignalSettings(horizon=(10, 100)), temperature=1.0)  # as in training
+    settings = AnalysisSettings(  # as in training
+        signals=SignalSettings(horizon=(10, 100)), temperature=1.0, perturbation=None
+    )
     found = analyze(policy, task, settings)
     responses = shown_responses(policy, found, settings)
     row = next(i for i, response in enumerate(responses) if response.reward == 1 and 90 < len(response.tokens) < 140)
@@ -67,6 +69,8 @@ def main() -> None:
     for name, figure in figures.items():
         (HERE / f"{name}.png").write_bytes(png(figure))
     shoot("page", rollout_page(responses, "embedded:tiny_countdown", f"{len(responses)} completions."))
+    settings = AnalysisSettings()
+    found = analyze(policy, task, settings)
     shoot("report", report(policy, found, {"base": found.tables}, {}, settings, title="embedded:tiny_countdown, base"))
 
 

@@ -40,7 +40,9 @@ def test_at_equal_place_what_is_due_to_the_place_goes_away():
     only_place, real = many(0.0, 0.4), many(0.2, 0.4)
     found = table_1(only_place, resamples=400)
     assert found["top_below_bottom"]["share"] == 1.0  # without adjusting, the place looks like an effect
-    low, high = found["at_equal_place_and_probability"]["interval"]
-    assert low < 0 < high
+    for name in ("at_equal_place", "at_equal_place_and_probability"):
+        low, high = found[name]["interval"]
+        assert low < 0 < high
+    assert adjusted_difference(only_place, (), resamples=400)["interval"][1] < -0.1
     low, high = adjusted_difference(real, resamples=400)["interval"]
     assert low < -0.2 < high < -0.1

@@ -27,8 +27,9 @@ def a_run(tmp_path):
         with SummaryWriter(folder) as board:
             for iteration, value in zip((0, 10, 20), values, strict=False):
                 board.add_scalar(TAG, value, iteration)
+                board.add_scalar("eval/kl", 0.1, iteration)
         if correct is not None:
-            (folder / "metrics.json").write_text(json.dumps({"last": {"correct": correct}}))
+            (folder / "metrics.json").write_text(json.dumps({"last": {"correct": correct, "samples": 8}}))
         return folder
 
     return make
@@ -68,8 +69,10 @@ def test_two_single_runs_are_paired_by_problem(a_run):
     one, other = a_run("a", correct=[4, 2, 0, 4]), a_run("b", credit="Uniform", correct=[2, 2, 0, 0])
     found = load(one, other)
     seen = against(found["anchor"], found["uniform"])
-    assert (seen.pairs, seen.unit, seen.difference) == (4, "problems", pytest.approx(6 / 16))
+    assert (seen.pairs, seen.unit, seen.difference) == (4, "problems", pytest.approx(6 / 32))
     assert "not distinguishable" in str(seen)
+    by_kl = arms([Run.load(folder, "eval/kl") for folder in (one, other)])
+    assert against(*by_kl.values()) is None  # what is known of each problem is whether it was solved
     apart = load(one, a_run("c", credit="Uniform", correct=[2, 2, 0, 0], task={"count": 4}))
     assert against(*apart.values()) is None  # other problems
 

@@ -32,6 +32,7 @@ def table_1(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: int = 
         if other in sides:
             summary[name] = _compare(means, other, resamples, seed)
     summary["at_equal_place_and_probability"] = adjusted_difference(trials, resamples=resamples, seed=seed)
+    summary["at_equal_place"] = adjusted_difference(trials, ("depth",), resamples=resamples, seed=seed)
     return summary | {
         "trials": len(trials),
         "without_content_words": sum(trial.overlap is None for trial in trials),
@@ -47,17 +48,20 @@ def problem_means(trials: Sequence[Trial]) -> dict[int, dict[str, float]]:
     return {row: {side: fmean(values) for side, values in sides.items()} for row, sides in sorted(overlaps.items())}
 
 
-def adjusted_difference(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Top minus bottom overlap that is left where place and probability are held equal, as far as lines can.
+def adjusted_difference(
+    trials: Sequence[Trial], held: Sequence[str] = CONFOUNDERS, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Top minus bottom overlap that is left where some of the confounders are held equal, as far as lines can.
 
-    Within each problem, overlap is regressed on the side, the depth in the response, the entropy of the place and the
-    log-probability of the forced token. The interval resamples problems.
+    Within each problem, overlap is regressed on the side and on those of the depth in the response, the entropy of the
+    place and the log-probability of the forced token that are named. The interval resamples problems. What the forced
+    token's probability explains may be part of the effect rather than beside it.
     """
     grams = []
     for row in sorted({trial.row for trial in trials}):
         mine = [t for t in trials if t.row == row and t.side in ("top", "bottom") and t.overlap is not None]
         if {trial.side for trial in mine} == {"top", "bottom"}:
-            grams.append(_gram(mine))
+            grams.append(_gram(mine, held))
     if len(grams) < 2:
         return {"difference": float("nan"), "interval": (float("nan"),) * 2, "problems": len(grams)}
     flat = np.stack([gram.ravel() for gram in grams])
@@ -68,24 +72,25 @@ def adjusted_difference(trials: Sequence[Trial], *, resamples: int = RESAMPLES, 
     }
 
 
-def _gram(trials: Sequence[Trial]) -> NDArray:
-    """[5, 5] products of side, depth, entropy, log-probability and overlap, as differences from the problem's means."""
-    columns = [
-        [t.side == "top" for t in trials],
-        [t.depth for t in trials],
-        [t.entropy for t in trials],
-        [np.log(max(t.probability, 1e-12)) for t in trials],
-        [t.overlap for t in trials],
-    ]
+def _gram(trials: Sequence[Trial], held: Sequence[str]) -> NDArray:
+    """[k, k] products of side, what is held equal, and overlap, as differences from the problem's means."""
+    of = {
+        "depth": lambda t: t.depth,
+        "entropy": lambda t: t.entropy,
+        "probability": lambda t: np.log(max(t.probability, 1e-12)),
+    }
+    columns = [[t.side == "top" for t in trials], *([of[name](t) for t in trials] for name in held)]
+    columns.append([t.overlap for t in trials])
     centred = np.array(columns, dtype=float)
     centred -= centred.mean(1, keepdims=True)
     return centred @ centred.T
 
 
 def _slope(grams: NDArray) -> NDArray:
-    """[R], the coefficient of the side from [R, 25]; the shortest solution where columns depend on each other."""
-    grams = grams.reshape(-1, 5, 5)
-    return (np.linalg.pinv(grams[:, :4, :4], hermitian=True) @ grams[:, :4, 4:])[:, 0, 0]
+    """[R], the coefficient of the side from [R, k²]; the shortest solution where columns depend on each other."""
+    size = round(grams.shape[1] ** 0.5)
+    grams = grams.reshape(-1, size, size)
+    return (np.linalg.pinv(grams[:, :-1, :-1], hermitian=True) @ grams[:, :-1, -1:])[:, 0, 0]
 
 
 def _side(overlaps: list[float], trials: Sequence[Trial], side: str, resamples: int, seed: int) -> dict[str, Any]:

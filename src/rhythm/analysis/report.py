@@ -135,14 +135,13 @@ def perturbation_tables(found: dict[str, Any]) -> list[str]:
         )
         for of in ([found[name]] if name in found else [])
     ]
-    adjusted = found["at_equal_place_and_probability"]
-    shares.append(
-        [
-            "difference in overlap at equal place, entropy and probability",
-            interval(adjusted["difference"], adjusted["interval"]),
-            "",
-        ]
-    )
+    for name, meaning in (
+        ("at_equal_place", "equal depth in the response"),
+        ("at_equal_place_and_probability", "equal depth, entropy and probability of the forced token"),
+    ):
+        adjusted = found[name]
+        told = interval(adjusted["difference"], adjusted["interval"])
+        shares.append([f"difference in overlap, highest minus lowest FAI, at {meaning}", told, ""])
     return [table(heading, rows), table(["over problems", "", "paper"], shares)]
 
 

@@ -32,7 +32,7 @@ class Run:
     seed: int
     settings: dict[str, Any]  # dotted keys of its config, without the seed and what changes no result
     curve: dict[int, float]  # iteration -> value
-    correct: list[int] | None  # right samples of each held-out problem after the last iteration; None while it runs
+    solved: list[float] | None  # share of right samples of each problem after the last iteration; None where not told
 
     @classmethod
     def load(cls, folder: Path, tag: str) -> Run:
@@ -43,11 +43,13 @@ class Run:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         if tag not in events.Tags()["scalars"]:
             raise ValueError(f"{folder}: no `{tag}` in its TensorBoard events; there is {_likely(events, tag)}")
-        metrics = folder / "metrics.json"
-        correct = json.loads(metrics.read_text(encoding="utf-8"))["last"].get("correct") if metrics.is_file() else None
+        metrics, solved = folder / "metrics.json", None
+        if metrics.is_file() and tag == "eval/pass@1":
+            last = json.loads(metrics.read_text(encoding="utf-8")).get("last", {})
+            solved = [count / last["samples"] for count in last["correct"]] if "correct" in last else None
         told = {key: value for key, value in config.items() if not isinstance(value, dict) and not _apart(key)}
         curve = {event.step: event.value for event in events.Scalars(tag)}
-        return cls(folder, int(config["seed"]), told, curve, correct)
+        return cls(folder, int(config["seed"]), told, curve, solved)
 
 
 def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -91,11 +93,10 @@ def against(ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison | None:
     common = sorted(by_seed[0].keys() & by_seed[1].keys())
     if len(common) >= 2:
         return compare(*([scores[seed] for seed in common] for scores in by_seed), unit="seeds")
-    one, other = (group[0].correct for group in (ours, theirs))
+    one, other = (group[0].solved for group in (ours, theirs))
     same = _task(ours[0]) == _task(theirs[0]) and one and other and len(one) == len(other)
     if len(ours) == len(theirs) == 1 and same:
-        samples = max(*one, *other, 1)
-        return compare(np.array(one) / samples, np.array(other) / samples, unit="problems")
+        return compare(one, other, unit="problems")
     return None
 
 
