@@ -9,8 +9,6 @@ from rhythm.analysis.reading import Reading, Selection, select
 from rhythm.attention.heads import ByLayer
 from rhythm.types import Head
 
-GROUPS = ("local", "global", "receivers")
-
 
 def groups(selection: Selection) -> dict[str, list[Head]]:
     return {"local": selection.heads.local, "global": selection.heads.global_, "receivers": selection.receivers}
