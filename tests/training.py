@@ -66,6 +66,8 @@ def run(
     lr=1.0,
     optimizer=torch.optim.SGD,
     ckpt_path=None,
+    accelerator="cpu",
+    precision="32-true",
     **settings,
 ):
     """Trains a fresh policy; by SGD at rate 1, unclipped, the adapter moves by minus the gradient."""
@@ -89,7 +91,8 @@ def run(
         task, policy.tokenizer, prompts_per_iteration=prompts, iterations=iterations, seed=0, chat=policy.chat
     )
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        precision=precision,
         devices=1,
         max_epochs=1,
         limit_val_batches=0,

@@ -33,7 +33,7 @@ PROMPT = 64  # tokens; the rest is response
 COLOURS = {"plain": "#0072B2", "signals": "#D55E00", "maps": "#999999"}
 
 
-def build() -> tuple[nn.Module, nn.Module]:
+def build(device: str) -> tuple[nn.Module, nn.Module]:
     """The model, and an eager copy that shares its weights."""
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -46,7 +46,7 @@ def build() -> tuple[nn.Module, nn.Module]:
         head_dim=WIDTH,
         max_position_embeddings=2**15,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().to(device)
     eager = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     eager.set_attn_implementation("eager")
     return model, eager
@@ -55,21 +55,21 @@ def build() -> tuple[nn.Module, nn.Module]:
 def known_heads(model: nn.Module) -> HeadGroups:
     """Groups as a first iteration would have found them."""
     collector = SignalCollector(model, SignalSettings())
-    ids, mask = inputs(256)
+    ids, mask = inputs(256, model.device)
     with torch.no_grad(), collector.reading(mask):
         model.model(input_ids=ids, use_cache=False)
     return collector.finish().heads
 
 
-def inputs(length: int) -> tuple[Tensor, Tensor]:
+def inputs(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     ids = torch.randint(1024, (1, length), generator=torch.Generator().manual_seed(0))
-    return ids, torch.arange(length)[None] >= PROMPT
+    return ids.to(device), (torch.arange(length)[None] >= PROMPT).to(device)
 
 
 @torch.no_grad()
 def once(way: str, model: nn.Module, eager: nn.Module, heads: HeadGroups, length: int) -> float:
     """Seconds of one pass through the layers, without the LM head."""
-    ids, mask = inputs(length)
+    ids, mask = inputs(length, model.device)
     started = perf_counter()
     if way == "plain":
         model.model(input_ids=ids, use_cache=False)
@@ -80,19 +80,23 @@ def once(way: str, model: nn.Module, eager: nn.Module, heads: HeadGroups, length
         with collector.reading(mask):
             model.model(input_ids=ids, use_cache=False)
         collector.finish()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
     return perf_counter() - started
 
 
-def peak_mb() -> float:
-    """Of this process so far. Linux only."""
+def peak_mb(device: str) -> float:
+    """Of this process so far; on a GPU, of its tensors. Linux only."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def memory_of(way: str, length: int) -> float:
+def memory_of(way: str, length: int, device: str) -> float:
     """MB that one pass adds to the peak of a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--memory", way, "--lengths", str(length)],
+        [sys.executable, __file__, "--memory", way, "--lengths", str(length), "--device", device],
         check=True,
         capture_output=True,
         text=True,
@@ -100,9 +104,9 @@ def memory_of(way: str, length: int) -> float:
     return json.loads(done.stdout)
 
 
-def measure(lengths: list[int], repeats: int) -> list[dict[str, object]]:
+def measure(lengths: list[int], repeats: int, device: str) -> list[dict[str, object]]:
     """A row a length and way. Ratios are medians over passes that followed each other."""
-    model, eager = build()
+    model, eager = build(device)
     heads = known_heads(model)
     rows = []
     for length in lengths:
@@ -114,9 +118,9 @@ def measure(lengths: list[int], repeats: int) -> list[dict[str, object]]:
             for way in ways:
                 seconds[way].append(once(way, model, eager, heads, length))
         maps_mb = LAYERS * HEADS * length**2 * 4 / 2**20
-        plain_mb = memory_of("plain", length)
+        plain_mb = memory_of("plain", length, device)
         for way in ways:
-            extra = 0.0 if way == "plain" else memory_of(way, length) - plain_mb
+            extra = 0.0 if way == "plain" else memory_of(way, length, device) - plain_mb
             ratios = {
                 f"of_{other}": f"{median(a / b for a, b in zip(seconds[way], seconds[other], strict=True)):.3f}"
                 for other in ("plain", "maps")
@@ -156,23 +160,26 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--repeats", type=int, default=12, help="passes of each way; a quarter from 4096 tokens on")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.csv and cost.png")
     parser.add_argument("--memory", choices=WAYS, help="one pass, and print what it adds to the peak in MB")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory:
-        model, eager = build()
+        model, eager = build(args.device)
         heads = known_heads(model)
-        before = peak_mb()
+        before = peak_mb(args.device)
         once(args.memory, model, eager, heads, args.lengths[0])
-        print(peak_mb() - before)
+        print(peak_mb(args.device) - before)
         return
-    rows = measure(args.lengths, args.repeats)
-    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    rows = measure(args.lengths, args.repeats, args.device)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with (args.output / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
-    with (HERE / "results.csv").open(newline="", encoding="utf-8") as file:
-        draw(list(csv.DictReader(file)), HERE / "cost.png")
+    with (args.output / "results.csv").open(newline="", encoding="utf-8") as file:
+        draw(list(csv.DictReader(file)), args.output / "cost.png")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Log:
         self.rewards.append(rewards)
 
     def ended(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(perf_counter())
         self.others.append(machine_seconds() - process_time())
 
@@ -48,7 +50,8 @@ class Log:
             "longest": round(mean(max(batch) for batch in lengths), 1),
             "reward": round(mean(reward for batch in rewards for reward in batch), 4),
             "equal_groups": round(mean(len(set(group)) == 1 for group in groups), 4),
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(spec["device"]),
+            "hardware": torch.cuda.get_device_name() if spec["device"] == "cuda" else "",
             "versions": " ".join(f"{name}={version(name)}" for name in ("torch", "transformers", "peft", trainer)),
         }
 
@@ -59,8 +62,10 @@ def machine_seconds() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
-def peak_memory_mb() -> int:
-    """Of this process. Linux only; `getrusage` would count the parent's memory at the fork as well."""
+def peak_memory_mb(device: str) -> int:
+    """Of this process; on a GPU, of its tensors. Linux only; `getrusage` would count the parent's at the fork."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1024
 

@@ -45,12 +45,15 @@ def adapter(layer: LoraLayer) -> list[nn.Module]:
     return [*layer.lora_A.values(), *layer.lora_B.values()]
 
 
-def matmul_rate(size: int = 1024, repeats: int = 30) -> float:
-    """Operations a second of square float32 products, with as many threads as torch has now."""
-    a, b = torch.randn(2, size, size)
+def matmul_rate(device: str = "cpu", repeats: int = 30) -> float:
+    """Operations a second of square float32 products, on a CPU with as many threads as torch has now."""
+    size = 1024 if device == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device)
     seconds = []
     for _ in range(repeats):
         started = perf_counter()
         a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(perf_counter() - started)
     return 2 * size**3 / median(seconds)

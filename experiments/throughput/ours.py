@@ -47,6 +47,7 @@ def composed(spec: dict) -> DictConfig:
         "policy.path": f"'{spec['policy']}'",
         "task._target_": f"{REWARDS[spec['reward']].__module__}.{REWARDS[spec['reward']].__name__}",
         "experiment": "anchor",
+        "trainer": "gpu" if spec["device"] == "cuda" else "cpu",
         "seed": spec["seed"],
         "iterations": spec["warmup"] + spec["timed"],
         "prompts_per_iteration": spec["prompts"],
@@ -83,7 +84,7 @@ def main() -> None:
     row = recorder.measured.row(spec, "lightning") | {
         f"time/{stage}": round(median(seconds), 4) for stage, seconds in stages
     }
-    rate = matmul_rate()
+    rate = matmul_rate(spec["device"])
     row |= {"gflops": round(rate / 1e9, 1)} | {
         f"floor/{stage}": round(median(each[stage] for each in recorder.flops[spec["warmup"] :]) / rate, 4)
         for stage in ("sample", "score", "update")

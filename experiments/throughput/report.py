@@ -10,7 +10,7 @@ from statistics import median
 
 STAGES = ("sample", "score", "signals", "update", "reward")
 COLOURS = ("#4c72b0", "#55a868", "#c44e52", "#dd8452", "#8172b3", "#bbbbbb")
-SHAPE = ("policy", "prompts", "group", "updates", "max_tokens", "micro_batch", "threads")
+SHAPE = ("policy", "prompts", "group", "updates", "max_tokens", "micro_batch", "threads", "device")
 
 
 def read(path: Path) -> dict[str, dict[str, list[dict]]]:
@@ -25,7 +25,8 @@ def read(path: Path) -> dict[str, dict[str, list[dict]]]:
 
 
 def title(row: dict) -> str:
-    return f"{row['policy']}, {row['prompts']} × {row['group']}, {row['updates']} updates, {row['threads']} threads"
+    where = f"{row['threads']} threads" if row["device"] == "cpu" else row["hardware"]
+    return f"{row['policy']}, {row['prompts']} × {row['group']}, {row['updates']} updates, {where}"
 
 
 def values(rows: list[dict], name: str) -> list[float]:

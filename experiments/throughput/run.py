@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=200, help="of a completion")
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences in one training pass, on both sides")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 2, 3], help="numbers of the pairs, their seeds")
     parser.add_argument(
         "--reward", choices=REWARDS, default="countdown", help="parity: for a policy that is never right"
@@ -56,7 +57,7 @@ def run_once(python: Path | str, script: str, spec: dict) -> dict:
         "OMP_NUM_THREADS": str(spec["threads"]),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({"CUDA_VISIBLE_DEVICES": ""} if spec["device"] == "cpu" else {}),
         "PYTHONPATH": str(ROOT / "src"),
     }
     with tempfile.TemporaryDirectory() as folder:

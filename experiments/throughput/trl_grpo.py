@@ -58,7 +58,7 @@ def config(spec: dict) -> GRPOConfig:
         # numbers, and nothing that costs time beside the work
         model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
         bf16=False,
-        use_cpu=True,
+        use_cpu=spec["device"] == "cpu",
         gradient_checkpointing=False,
         report_to="none",
         logging_strategy="no",
