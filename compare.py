@@ -1,16 +1,18 @@
-"""Learning curves of runs overlaid, and their last values compared in pairs: `python compare.py logs/anchor/* ...`."""
+"""Learning curves of runs overlaid, and their arms compared in pairs: `python compare.py logs/anchor/* ...`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from rhythm.evaluation.curves import Run, against, arms, draw, table
+from rhythm.evaluation.curves import Run, against, arms, draw, last_common, table
+from rhythm.evaluation.metrics import student_interval
 
 
 def main() -> None:
-    """Writes compare.csv and compare.png, and prints each arm's last value and every arm against the first."""
+    """Writes compare.csv and compare.png, and prints each arm's last common value and every arm against the first."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument(
         "runs", type=Path, nargs="+", help="run folders; an arm is those that differ in their seed alone"
@@ -19,21 +21,38 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(), help="folder of the two files")
     given = parser.parse_args()
     try:
-        found = arms([Run.load(folder, given.metric) for folder in given.runs])
+        compare_runs(given.runs, given.metric, given.output)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    given.output.mkdir(parents=True, exist_ok=True)
+
+
+def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: there is a file of that name; name a folder")
+    runs = [Run.load(folder, metric) for folder in folders]
+    found, iteration = arms(runs), last_common(runs)
     rows = table(found)
-    rows.to_csv(given.output / "compare.csv", index=False)
-    draw(rows, given.metric).savefig(given.output / "compare.png", dpi=150)
-    first = next(iter(found))
+    output.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(output / "compare.csv", index=False)
+    draw(rows, metric).savefig(output / "compare.png", dpi=150)
+    behind = [f"{run.folder} ends at {run.end}" for run in runs if run.end < max(each.end for each in runs)]
+    print(f"after iteration {iteration}, the last that all of them have{': ' if behind else ''}{', '.join(behind)}")
     for name, group in found.items():
-        last = [run.curve[max(run.curve)] for run in group]
-        print(f"{name}: {sum(last) / len(last):.4f}, {len(last)} seed{'s' if len(last) > 1 else ''}")
+        print(f"{name}: {level([run.curve[iteration] for run in group])}")
+    first = next(iter(found))
     for name in list(found)[1:]:
-        seen = against(found[name], found[first])
-        print(f"{name} − {first}: {seen or 'no two seeds in common, and no two single runs on the same problems'}")
-    print(f"written to {given.output / 'compare.csv'} and {given.output / 'compare.png'}")
+        seen = against(found[name], found[first], iteration)
+        nothing = "no two seeds in common, and no two single runs that ended there on the same problems"
+        print(f"{name} − {first}: {seen or nothing}")
+    print(f"written to {output / 'compare.csv'} and {output / 'compare.png'}")
+
+
+def level(values: Sequence[float]) -> str:
+    """The mean over seeds, with its interval where there are two or more."""
+    told = f"{sum(values) / len(values):.4f}"
+    if len(values) == 1:
+        return f"{told}, 1 seed"
+    return "{} [{:.4f}, {:.4f}], {} seeds".format(told, *student_interval(values), len(values))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Beside its arms a study.yaml names the `baseline` that every arm is compared with and, where it has some, the `primary`
 contrasts, pairs of arms that were fixed before the first run. Prints Markdown; draws curves.png and forest.png there.
+Intervals are 95%, Student's over seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pandas as pd
 import yaml
 
 from rhythm.evaluation.comparison import Comparison, compare, holm, interquartile_mean, smallest_difference
-from rhythm.evaluation.metrics import bootstrap_interval
+from rhythm.evaluation.metrics import student_interval
 
 INK, BLUE, ORANGE = "#444444", "#0072B2", "#D55E00"  # Okabe and Ito: safe for colour-blind readers
 
@@ -52,7 +53,7 @@ class Results:
     def compare(self, ours: str, theirs: str) -> Comparison:
         """Paired by seed, in percentage points of pass@1."""
         pairs = pd.concat([self.final(ours), self.final(theirs)], axis=1, join="inner") * 100
-        return compare(pairs.iloc[:, 0], pairs.iloc[:, 1])
+        return compare(pairs.iloc[:, 0], pairs.iloc[:, 1], student=True)
 
     def secondary(self) -> dict[str, Comparison]:
         """Every arm against the baseline, but for contrasts that are primary."""
@@ -71,7 +72,7 @@ def arms_table(results: Results) -> str:
     ]
     for arm in results.arms:
         scores = results.final(arm) * 100
-        low, high = bootstrap_interval(scores)
+        low, high = student_interval(scores)
         cells = [f"`{arm}`", len(scores), f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"]
         cells += [f"{interquartile_mean(scores):.1f}"]
         if arm == results.baseline:
@@ -128,7 +129,7 @@ def draw_curves(results: Results, path: Path) -> None:
                 continue
             curves = results.rows[results.rows.credit == name].groupby("iteration")["pass@1"]
             axis.plot(curves.mean().index, curves.mean() * 100, color=colour, linewidth=1.5)
-        low, high = np.array([bootstrap_interval(scores) for _, scores in curves]).T * 100
+        low, high = np.array([student_interval(scores) for _, scores in curves]).T * 100
         axis.fill_between(curves.mean().index, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axis.set_title(arm, fontsize=8)
         axis.grid(alpha=0.3)

@@ -17,6 +17,8 @@ FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_ite
 FREE += ["doctor", "estimate", "prompt_tokens", "command"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
+# But for these callbacks' settings: what is learned depends on them, or on what problems it is measured.
+BOUND = ("callbacks.attention_signals", "callbacks.evaluation.problems", "callbacks.evaluation.samples")
 # What a policy is asked and when it ends, and of what kind its trained weights are.
 SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
 PROBLEMS = ("task.train.", "task.test.")  # which problems, not how they are asked
@@ -44,8 +46,8 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
 
 
 def is_free(key: str) -> bool:
-    """Whether a key of the config may change when a run is resumed, because nothing that is learned depends on it."""
-    return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith("callbacks.attention_signals"))
+    """Whether a key may change when a run is resumed: neither what is learned nor what is measured depends on it."""
+    return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith(BOUND))
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -7,7 +8,8 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 import compare as script
-from rhythm.evaluation.curves import Run, against, arms, table
+from rhythm.evaluation.curves import Run, against, arms, last_common, table
+from rhythm.evaluation.metrics import student_interval
 
 TAG = "eval/pass@1"
 
@@ -21,7 +23,7 @@ def a_run(tmp_path):
         config = {"seed": seed, "learning_rate": 1e-3, "output_dir": str(folder), "iterations": 20, "eval_every": 10}
         config |= {"credit": {"_target_": f"rhythm.credit.{credit}Credit"}, "task": {"count": 3}} | settings
         config["algorithm"] = {"seed": seed, "optimizer": {"lr": config["learning_rate"]}}
-        config["callbacks"] = {"export": {"folder": str(folder)}}
+        config.setdefault("callbacks", {})["export"] = {"folder": str(folder)}
         folder.mkdir()
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         with SummaryWriter(folder) as board:
@@ -29,7 +31,9 @@ def a_run(tmp_path):
                 board.add_scalar(TAG, value, iteration)
                 board.add_scalar("eval/kl", 0.1, iteration)
         if correct is not None:
-            (folder / "metrics.json").write_text(json.dumps({"last": {"correct": correct, "samples": 8}}))
+            (folder / "metrics.json").write_text(
+                json.dumps({"last": {"iteration": 10, "correct": correct, "samples": 8}})
+            )
         return folder
 
     return make
@@ -51,30 +55,54 @@ def test_arms_are_named_by_what_differs(a_run):
     assert list(found) == ["uniform iterations=20", "anchor iterations=40"]
 
 
-def test_a_row_for_each_arm_seed_and_iteration(a_run):
-    rows = table(load(a_run("a", values=(0.25, 0.5)), a_run("b", credit="Uniform", values=(0.25,))))
-    assert rows.values.tolist() == [["anchor", 0, 0, 0.25], ["anchor", 0, 10, 0.5], ["uniform", 0, 0, 0.25]]
+def test_runs_measured_on_other_problems_are_other_arms(a_run):
+    measured = [{"evaluation": {"problems": problems, "prompts_at_once": 64}} for problems in (128, 256)]
+    found = load(*(a_run(f"a{i}", seed=i, callbacks=callbacks) for i, callbacks in enumerate(measured)))
+    assert list(found) == [f"anchor callbacks.evaluation.problems={problems}" for problems in (128, 256)]
+
+
+def test_a_row_for_each_arm_and_iteration(a_run):
+    runs = [a_run("a", values=(0.25, 0.5)), a_run("b", seed=1, values=(0.5,)), a_run("c", credit="Uniform")]
+    rows = table(load(*runs)).set_index(["arm", "iteration"])
+    assert list(rows.index) == [("anchor", 0), ("anchor", 10), ("uniform", 0), ("uniform", 10)]
+    assert rows.n.tolist() == [2, 1, 1, 1]
+    assert rows["mean"].tolist() == pytest.approx([0.375, 0.5, 0.2, 0.4])
+    reach = 12.7062 * 0.125  # t of one degree of freedom times the standard error of two values 0.25 apart
+    assert rows.loc["anchor", 0][["low", "high"]].tolist() == pytest.approx([0.375 - reach, 0.375 + reach], abs=1e-4)
+    assert rows.low.isna().tolist() == [False, True, True, True]
+    assert rows.loc["anchor", 10][["seed 0", "seed 1"]].fillna(-1).tolist() == [0.5, -1]
+
+
+def test_runs_are_compared_where_all_have_come_to(a_run):
+    runs = [Run.load(a_run(f"a{i}", values=values), TAG) for i, values in enumerate([(0.2, 0.4, 0.5), (0.2, 0.3)])]
+    assert last_common(runs) == 10
+    elsewhere = dataclasses.replace(runs[0], curve={5: 0.1})
+    with pytest.raises(ValueError, match=r"no iteration at which all of these runs .*a0 at \[0, 10, 20\]"):
+        last_common([runs[0], elsewhere])
 
 
 def test_seeds_are_paired_where_two_are_common(a_run):
-    ours = [a_run(f"a{seed}", seed=seed, values=(0.2, 0.4 + seed / 10)) for seed in range(4)]
+    ours = [a_run(f"a{seed}", seed=seed, values=(0.2, 0.4 + seed**2 / 10)) for seed in range(4)]
     theirs = [a_run(f"u{seed}", credit="Uniform", seed=seed, values=(0.2, 0.3 + seed / 10)) for seed in range(1, 4)]
     found = load(*ours, *theirs)
-    seen = against(found["anchor"], found["uniform"])
+    seen = against(found["anchor"], found["uniform"], 10)
     assert (seen.pairs, seen.unit) == (3, "seeds")
-    assert seen.difference == pytest.approx(0.1)
+    assert seen.difference == pytest.approx(0.1 + (0 + 2 + 6) / 30)
+    assert (seen.low, seen.high) == pytest.approx(student_interval([0.1, 0.3, 0.7]))
+    assert against(found["anchor"], found["uniform"], 0).difference == pytest.approx(0)
 
 
 def test_two_single_runs_are_paired_by_problem(a_run):
     one, other = a_run("a", correct=[4, 2, 0, 4]), a_run("b", credit="Uniform", correct=[2, 2, 0, 0])
-    found = load(one, other)
-    seen = against(found["anchor"], found["uniform"])
+    pair = load(one, other).values()
+    seen = against(*pair, 10)
     assert (seen.pairs, seen.unit, seen.difference) == (4, "problems", pytest.approx(6 / 32))
     assert "not distinguishable" in str(seen)
+    assert against(*pair, 0) is None  # what is known of each problem is known of the end
     by_kl = arms([Run.load(folder, "eval/kl") for folder in (one, other)])
-    assert against(*by_kl.values()) is None  # what is known of each problem is whether it was solved
+    assert against(*by_kl.values(), 10) is None  # ... and is whether it was solved
     apart = load(one, a_run("c", credit="Uniform", correct=[2, 2, 0, 0], task={"count": 4}))
-    assert against(*apart.values()) is None  # other problems
+    assert against(*apart.values(), 10) is None  # other problems
 
 
 def test_the_same_run_twice(a_run):
@@ -88,22 +116,40 @@ def call(monkeypatch, *arguments):
 
 
 def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
-    ours = [a_run(f"a{seed}", seed=seed, values=(0.2, 0.4 + seed / 10)) for seed in range(2)]
+    ours = [a_run(f"a{seed}", seed=seed, values=(0.2, 0.4 + seed / 10, 0.9)) for seed in range(2)]
     theirs = [a_run(f"u{seed}", credit="Uniform", seed=seed) for seed in range(2)]
     call(monkeypatch, *theirs, *ours, "--output", tmp_path / "out")
     out = capsys.readouterr().out
-    assert "uniform: 0.4000, 2 seeds" in out
+    assert f"after iteration 10, the last that all of them have: {theirs[0]} ends at 10, {theirs[1]} ends at 10" in out
+    assert "uniform: 0.4000 [0.4000, 0.4000], 2 seeds" in out
     assert "anchor − uniform: +0.0500 [" in out
     assert "2 seeds: not distinguishable" in out
-    assert len(pd.read_csv(tmp_path / "out" / "compare.csv")) == 8
+    assert len(pd.read_csv(tmp_path / "out" / "compare.csv")) == 5
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
 
 
+def test_a_run_whose_metrics_tell_of_no_end_is_compared_all_the_same(a_run, tmp_path, monkeypatch, capsys):
+    ours, theirs = a_run("a"), a_run("u", credit="Uniform", correct=[1, 2])
+    (ours / "metrics.json").write_text('{"iterations": 20}')
+    call(monkeypatch, theirs, ours, "--output", tmp_path / "out")
+    assert "anchor − uniform: no two seeds in common" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("metric", "folder", "message"),
-    [(TAG, "nowhere", "no run folder, it has no config.yaml"), ("eval/pass@9", "a", "no `eval/pass@9`.*eval/pass@1")],
+    ("damage", "arguments", "message"),
+    [
+        (None, ["nowhere"], "no run folder, it has no config.yaml"),
+        (None, ["a", "--metric", "eval/pass@9"], "no `eval/pass@9`.*eval/pass@1"),
+        (None, ["a", "--output", "a/config.yaml"], "--output .*config.yaml: there is a file of that name"),
+        ({"metrics.json": '{"last": '}, ["a"], "metrics.json is damaged"),
+        ({"config.yaml": "[1"}, ["a"], "config.yaml cannot be read"),
+        ({"config.yaml": "iterations: 3"}, ["a"], "config.yaml is no run's config: it names no seed"),
+    ],
 )
-def test_what_cannot_be_compared(a_run, tmp_path, monkeypatch, metric, folder, message):
-    a_run("a")
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        call(monkeypatch, tmp_path / folder, "--metric", metric)
+def test_what_cannot_be_compared(a_run, tmp_path, monkeypatch, damage, arguments, message):
+    folder = a_run("a")
+    for name, text in (damage or {}).items():
+        (folder / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
+        call(monkeypatch, *arguments)

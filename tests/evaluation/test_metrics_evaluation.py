@@ -1,9 +1,10 @@
 import itertools
+import math
 
 import pytest
 import torch
 
-from rhythm.evaluation.metrics import PassAtK, bootstrap_interval, pass_at_k
+from rhythm.evaluation.metrics import PassAtK, bootstrap_interval, pass_at_k, student_interval
 
 CORRECT = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
 
@@ -50,6 +51,13 @@ def test_the_interval_is_around_the_mean_and_the_same_every_time():
     assert low < values.mean() < high
     assert (low, high) == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
     assert bootstrap_interval(torch.ones(7)) == (1.0, 1.0)
+
+
+def test_the_interval_of_a_few_seeds_by_hand():
+    # Mean 2 and standard error 1/√3 of 1, 2, 3; t of 2 degrees of freedom leaves 2.5% above 4.3027.
+    assert student_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert student_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert all(map(math.isnan, student_interval([0.5])))
 
 
 def test_the_metric_accumulates_problems():

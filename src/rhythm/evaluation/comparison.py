@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from rhythm.evaluation.metrics import bootstrap_interval
+from rhythm.evaluation.metrics import bootstrap_interval, student_interval
 from rhythm.seeding import derive_seed
 
 RESAMPLES = 10_000
@@ -25,7 +25,7 @@ class Comparison:
     """Ours against theirs."""
 
     difference: float  # of the means, ours − theirs
-    low: float  # 95% interval of it, by bootstrap over pairs within strata
+    low: float  # 95% interval of it, by bootstrap over pairs within strata or by Student's t
     high: float
     p: float  # two-sided, of no difference at all, by flipping the signs of pairs
     improvement: float  # P(ours > theirs) of a pair drawn at random, ties counted half
@@ -42,9 +42,14 @@ class Comparison:
         return told if self.distinguishable else f"{told}: not distinguishable"
 
 
-def compare(ours: ArrayLike, theirs: ArrayLike, *, unit: str = "pairs", seed: int = 0) -> Comparison:
+def compare(
+    ours: ArrayLike, theirs: ArrayLike, *, student: bool = False, unit: str = "pairs", seed: int = 0
+) -> Comparison:
     """The difference of paired scores, how sure it is, and how often it goes our way.
 
+    Args:
+        student: the interval is Student's, over all pairs together: for a few seeds, of which a bootstrap is too sure.
+        unit: what the pairs are of.
     Raises:
         ValueError: the shapes differ, or there are fewer than two pairs.
     """
@@ -54,7 +59,7 @@ def compare(ours: ArrayLike, theirs: ArrayLike, *, unit: str = "pairs", seed: in
     if ours.shape[1] < 2:
         raise ValueError("one pair says nothing about the spread: compare at least two problems or seeds")
     differences = ours - theirs
-    low, high = bootstrap_interval(differences, seed=seed)
+    low, high = student_interval(differences.ravel()) if student else bootstrap_interval(differences, seed=seed)
     improvement = np.mean([probability_of_improvement(*pair) for pair in zip(ours, theirs, strict=True)])
     p = sign_flip_p(differences.ravel(), seed=seed)
     return Comparison(float(differences.mean()), low, high, p, float(improvement), differences.size, unit)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rhythm.cli import flatten
 from rhythm.evaluation.comparison import Comparison, compare
-from rhythm.evaluation.metrics import bootstrap_interval
+from rhythm.evaluation.metrics import student_interval
 from rhythm.settings import CONFIG, is_free
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, for all colour visions
 
-OF_CREDIT = ("credit.", "signals.", "callbacks.")  # what a credit brings with it
+OF_CREDIT = ("credit.", "signals.", "callbacks.attention_signals.")  # what a credit brings with it
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,26 @@ class Run:
     seed: int
     settings: dict[str, Any]  # dotted keys of its config, without the seed and what changes no result
     curve: dict[int, float]  # iteration -> value
-    solved: list[float] | None  # share of right samples of each problem after the last iteration; None where not told
+    solved: dict[int, list[float]]  # of the last iteration the share of right samples of each problem, where it is told
 
     @classmethod
     def load(cls, folder: Path, tag: str) -> Run:
         """Raises ValueError or FileNotFoundError where the folder is no run or has logged no such value."""
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"{folder}: no run folder, it has no {CONFIG}")
-        config = flatten(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+        config = flatten(_config(folder / CONFIG))
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         if tag not in events.Tags()["scalars"]:
             raise ValueError(f"{folder}: no `{tag}` in its TensorBoard events; there is {_likely(events, tag)}")
-        metrics, solved = folder / "metrics.json", None
-        if metrics.is_file() and tag == "eval/pass@1":
-            last = json.loads(metrics.read_text(encoding="utf-8")).get("last", {})
-            solved = [count / last["samples"] for count in last["correct"]] if "correct" in last else None
+        solved = _solved(folder / "metrics.json") if tag == "eval/pass@1" else {}
         told = {key: value for key, value in config.items() if not isinstance(value, dict) and not _apart(key)}
         curve = {event.step: event.value for event in events.Scalars(tag)}
         return cls(folder, int(config["seed"]), told, curve, solved)
+
+    @property
+    def end(self) -> int:
+        """The last iteration of the curve."""
+        return max(self.curve)
 
 
 def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -73,27 +75,43 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return found
 
 
+def last_common(runs: Sequence[Run]) -> int:
+    """The last iteration at which all runs have a value: what they may be compared at, finished or not.
+
+    Raises:
+        ValueError: there is none.
+    """
+    common = set.intersection(*(set(run.curve) for run in runs))
+    if not common:
+        ends = ", ".join(f"{run.folder} at {sorted(run.curve)}" for run in runs[:4])
+        raise ValueError(f"there is no iteration at which all of these runs have a value: {ends}")
+    return max(common)
+
+
 def table(found: dict[str, list[Run]]) -> pd.DataFrame:
-    """A row for each arm, seed and iteration."""
-    rows = [
-        {"arm": name, "seed": run.seed, "iteration": iteration, "value": value}
-        for name, group in found.items()
-        for run in group
-        for iteration, value in sorted(run.curve.items())
-    ]
+    """A row for each arm and iteration: n seeds, their mean with its 95% interval, Student's, and each seed's value."""
+    rows = []
+    for name, group in found.items():
+        for iteration in sorted(set().union(*(run.curve for run in group))):
+            values = {f"seed {run.seed}": run.curve[iteration] for run in group if iteration in run.curve}
+            seen = list(values.values())
+            low, high = student_interval(seen)
+            row = {"arm": name, "iteration": iteration, "n": len(seen), "mean": sum(seen) / len(seen)}
+            rows.append(row | {"low": low, "high": high, **values})
     return pd.DataFrame(rows)
 
 
-def against(ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison | None:
-    """The last values of two arms compared in pairs; None where nothing pairs.
+def against(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Comparison | None:
+    """Two arms at an iteration that all of them have, compared in pairs; None where nothing pairs.
 
-    Pairs are seeds where two are common or more, and held-out problems where each arm has one run on as many.
+    Pairs are seeds where two are common or more, and held-out problems where each arm has one run that ended there on
+    the same ones.
     """
-    by_seed = [{run.seed: run.curve[max(run.curve)] for run in group} for group in (ours, theirs)]
+    by_seed = [{run.seed: run.curve[iteration] for run in group} for group in (ours, theirs)]
     common = sorted(by_seed[0].keys() & by_seed[1].keys())
     if len(common) >= 2:
-        return compare(*([scores[seed] for seed in common] for scores in by_seed), unit="seeds")
-    one, other = (group[0].solved for group in (ours, theirs))
+        return compare(*([scores[seed] for seed in common] for scores in by_seed), student=True, unit="seeds")
+    one, other = (group[0].solved.get(iteration) for group in (ours, theirs))
     same = _task(ours[0]) == _task(theirs[0]) and one and other and len(one) == len(other)
     if len(ours) == len(theirs) == 1 and same:
         return compare(one, other, unit="problems")
@@ -101,23 +119,22 @@ def against(ours: Sequence[Run], theirs: Sequence[Run]) -> Comparison | None:
 
 
 def draw(rows: pd.DataFrame, label: str) -> Figure:
-    """Mean by iteration of each arm, with the 95% interval over its seeds where it has two or more."""
+    """Mean by iteration of each arm, as far as all of its seeds go, with its interval where there are two or more."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, (name, mine) in enumerate(rows.groupby("arm", sort=False)):
-        groups = mine.groupby("iteration")["value"]
-        mean, colour = groups.mean(), COLOURS[i % len(COLOURS)]
+        seeds, colour = mine.n.max(), COLOURS[i % len(COLOURS)]
+        whole = mine[mine.n == seeds]
         style = ("-", "--", ":")[i // len(COLOURS) % 3]
-        axes.plot(
-            mean.index, mean, style, marker="o", markersize=3, color=colour, label=f"{name} ({mine.seed.nunique()})"
-        )
-        if mine.seed.nunique() > 1:
-            low, high = np.array([bootstrap_interval(values) for _, values in groups]).T
-            axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+        line = {"marker": "o", "markersize": 3, "color": colour, "label": f"{name} ({seeds})"}
+        axes.plot(whole.iteration, whole["mean"], style, **line)
+        if seeds > 1:
+            axes.fill_between(whole.iteration, whole.low, whole.high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="iteration", ylabel=label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, title="arm (seeds)", title_fontsize=8)
+    bands = "; bands: 95% by Student's t" if rows.n.max() > 1 else ""
+    axes.legend(frameon=False, fontsize=8, title=f"arm (seeds){bands}", title_fontsize=8)
     return figure
 
 
@@ -152,3 +169,26 @@ def _likely(events: EventAccumulator, tag: str) -> str:
     prefix = tag.partition("/")[0]
     alike = [name for name in events.Tags()["scalars"] if name.startswith(prefix)]
     return ", ".join(alike or events.Tags()["scalars"][:8]) or "nothing"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds, as data."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or "seed" not in config:
+        raise ValueError(f"{path} is no run's config: it names no seed")
+    return config
+
+
+def _solved(path: Path) -> dict[int, list[float]]:
+    """Of the last evaluation that metrics.json tells of, nothing where it tells of none."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    last = told.get("last") if isinstance(told, dict) else None
+    if not last or not {"iteration", "correct", "samples"} <= last.keys():
+        return {}
+    return {last["iteration"]: [count / last["samples"] for count in last["correct"]]}
