@@ -58,7 +58,7 @@ def run_once(python: Path | str, script: str, spec: dict) -> dict:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         **({"CUDA_VISIBLE_DEVICES": ""} if spec["device"] == "cpu" else {}),
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "spec.json").write_text(json.dumps(spec))

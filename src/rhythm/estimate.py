@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rhythm.allocations import Allocations, materialise
-from rhythm.attention.blocks import BLOCK_ELEMENTS, BLOCK_ROWS
+from rhythm.attention.blocks import block_size
 from rhythm.attention.heads import resolve_layers
 from rhythm.decoding import fast_decoding, make_cache
 from rhythm.folding import FoldedLinear, folded, make_foldable
@@ -199,9 +199,8 @@ def signals(config: PreTrainedConfig, work: Workload) -> int:
     heads, width = config.num_attention_heads, getattr(config, "head_dim", None)
     width = width or config.hidden_size // heads
     layer = work.micro_batch * work.length * 3 * heads * width * 4  # queries, scaled queries, keys of all heads
-    block = min(
-        max(BLOCK_ELEMENTS, heads * BLOCK_ROWS * work.length), work.micro_batch * heads * BLOCK_ROWS * work.length
-    )
+    rows, size = block_size(heads, work.length, work.length, on_cpu=False)
+    block = min(rows, work.micro_batch) * heads * size * work.length
     kept = 2 * work.rows * work.length * heads * work.layers * 4  # until the first iteration's heads are grouped
     return layer + 4 * block * 4 + kept
 

@@ -3,6 +3,7 @@ import torch
 from torch import nan, tensor
 
 from rhythm.attention import fused
+from rhythm.attention.blocks import block_size
 from rhythm.attention.definitions import SignalSettings, excess_kurtosis, fai, received, waad
 from rhythm.attention.statistics import band_statistics, head_statistics
 
@@ -46,8 +47,9 @@ def test_blocks_agree_with_whole_maps(window, horizon, monkeypatch):
     settings = SignalSettings(window, horizon)
     attention, distance, expected_waad, expected_fai, kurtosis = dense(query, key, rows, settings)
     inside = rows[:, None]
-    for elements in (1, 2**17, 2**30):  # one sequence at a time, three, all
+    for elements, size in ((1, 64), (2**17, 64), (2**30, 64), (2**17, 128), (2**30, 1000)):
         monkeypatch.setattr("rhythm.attention.blocks.BLOCK_ELEMENTS_CPU", elements)
+        monkeypatch.setattr("rhythm.attention.blocks.BLOCK_ROWS", size)
         got = head_statistics(query, key, rows, settings, receivers=True)
         assert_signals(got, expected_waad, expected_fai)
         close(got.distance, distance.where(inside, 0).sum((0, 2)), rtol=1e-6, atol=1e-3)
@@ -55,6 +57,13 @@ def test_blocks_agree_with_whole_maps(window, horizon, monkeypatch):
         assert got.rows == rows.sum()
         close(got.kurtosis, kurtosis.nansum(0), rtol=1e-4, atol=1e-4)
         assert got.responses.tolist() == [3] * 4  # one is too short, one is empty
+
+
+def test_a_block_on_an_accelerator_takes_whole_sequences_where_they_fit():
+    assert block_size(8, 512, 512, on_cpu=True) == (2, 64)
+    assert block_size(8, 512, 512, on_cpu=False) == (32, 512)  # 2**26 = 32 · 8 · 512²
+    assert block_size(8, 8192, 8192, on_cpu=False) == (1, 1024)
+    assert block_size(8, 2**20, 2**20, on_cpu=False) == (1, 64)
 
 
 def test_one_mask_serves_every_sequence(monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rhythm.attention.definitions import RECEIVER_GAP, Horizon, tile, within
 
-BLOCK_ROWS = 64  # query positions handled at once
+BLOCK_ROWS = 64  # query positions handled at once, at least
 BLOCK_ELEMENTS_CPU = 2**19  # of a block of attention, so that it stays in the cache: half the time of whole layers
 BLOCK_ELEMENTS = 2**26  # the same on an accelerator, where launches count and caches do not
 
@@ -23,13 +23,19 @@ def blocks(rows: Tensor, heads: int, columns: int) -> Iterator[tuple[slice, slic
     position = torch.arange(length, device=rows.device)
     first = torch.where(rows, position, length).amin(-1).tolist()
     stop = torch.where(rows, position + 1, 0).amax(-1).tolist()
-    elements = BLOCK_ELEMENTS_CPU if rows.device.type == "cpu" else BLOCK_ELEMENTS
-    count = max(1, elements // (heads * min(BLOCK_ROWS, length) * columns))
+    count, size = block_size(heads, length, columns, on_cpu=rows.device.type == "cpu")
     for low in range(0, batch, count):
         i = slice(low, min(low + count, batch))
         last = max(stop[i])
-        for start in range(min(first[i]), last, BLOCK_ROWS):
-            yield i, slice(start, min(start + BLOCK_ROWS, last))
+        for start in range(min(first[i]), last, size):
+            yield i, slice(start, min(start + size, last))
+
+
+def block_size(heads: int, length: int, columns: int, *, on_cpu: bool) -> tuple[int, int]:
+    """How many sequences and query positions of them a block holds: on an accelerator, first as many positions."""
+    elements = BLOCK_ELEMENTS_CPU if on_cpu else BLOCK_ELEMENTS
+    size = min(length, BLOCK_ROWS if on_cpu else max(BLOCK_ROWS, elements // (heads * columns)))
+    return max(1, elements // (heads * size * columns)), size
 
 
 def attend(query: Tensor, key: Tensor, t: slice, mask: Tensor | None, dropped: Tensor | None) -> Tensor:
