@@ -1,8 +1,7 @@
-"""Does the rhythm of the paper hold? `python analyze.py [ckpt_path=<run folder, adapter folder or checkpoint>]`."""
+"""Does the rhythm of the paper hold? `python analyze.py [ckpt_path=<run, adapter or checkpoint, or several>]`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,14 +16,15 @@ def analyze_policies(cfg: DictConfig) -> None:
 
     from rhythm.analysis.progress import AnalysisProgress
     from rhythm.analysis.report import report
-    from rhythm.analysis.study import AnalysisSettings, analyze, movement
+    from rhythm.analysis.results import to_json
+    from rhythm.analysis.study import AnalysisSettings, analyze
+    from rhythm.analysis.trajectory import movement, policies
     from rhythm.machine import check_device
-    from rhythm.runs import find_adapter, load_policy
+    from rhythm.runs import load_policy
     from rhythm.settings import check_same_subject
 
     check_device(cfg.device)
-    paths = list(cfg.ckpt_path) if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path]
-    adapters = {str(path or "base"): find_adapter(path) for path in paths}
+    adapters = policies(OmegaConf.to_container(cfg)["ckpt_path"])
     for adapter in adapters.values():
         check_same_subject(cfg, adapter)
     chosen = OmegaConf.create({field.name: cfg[field.name] for field in fields(AnalysisSettings)})
@@ -44,7 +44,7 @@ def analyze_policies(cfg: DictConfig) -> None:
             first = first or found
     subject = {"policy": cfg.policy.path, "task": cfg.task._target_}
     written = subject | {"settings": OmegaConf.to_container(chosen), "analyses": tables}
-    (output / "analysis.json").write_text(json.dumps(written | {"movement": moved}, indent=1) + "\n", encoding="utf-8")
+    (output / "analysis.json").write_text(to_json(written | {"movement": moved}), encoding="utf-8")
     page = report(policy, found, tables, moved, settings, title=f"{cfg.policy.path}, {name}")
     (output / "report.html").write_text(page, encoding="utf-8")
     print(f"written to {output / 'analysis.json'} and {output / 'report.html'}")

@@ -42,7 +42,7 @@ def test_the_base_and_an_adapter_are_analyzed_and_compared(call, tmp_path):
     code, out = call(*SMALL, f"ckpt_path=[null,{tmp_path / 'adapter'}]", "output=here", "perturbation=null")
     assert code == 0
     assert "written to here/analysis.json and here/report.html" in out
-    written = json.loads((tmp_path / "here" / "analysis.json").read_text())
+    written = json.loads((tmp_path / "here" / "analysis.json").read_text(), parse_constant=pytest.fail)
     assert list(written["analyses"]) == ["base", str(tmp_path / "adapter")]
     assert written["settings"]["signals"]["window"] == 5
     assert 0 < written["movement"][str(tmp_path / "adapter")]["amplified"]["anchor"] < 1
@@ -56,7 +56,12 @@ def test_the_base_and_an_adapter_are_analyzed_and_compared(call, tmp_path):
         (["signals.window=500"], "fewer than window=500"),
         (["layers=outer"], "layers='outer': use one of"),
         (["device=cuda"], "device=cuda: there is no CUDA device here"),
-        (["perturbation.tail=0"], "perturbation.tail=0: must be at least 1"),
+        (["perturbation.tail=0"], "perturbation.tail=0: must be a whole number, 1 or more"),
+        (["ckpt_path=[]"], "ckpt_path=[]: name a run"),
+        (["ckpt_path=[null,null]"], "ckpt_path: null is named twice"),
+        (["offsets=[a]"], "offsets=['a']: takes whole numbers of tokens"),
+        (["permute=flip"], "permute=flip: use one of shuffle, rotate"),
+        (["signals.horizon=[0.5,3]"], "FAI takes whole numbers of tokens"),
         (["respones=3"], "did you mean 'responses'?"),
     ],
 )

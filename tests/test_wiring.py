@@ -117,7 +117,7 @@ class Reread(RolloutObserver):
     [
         {"layers": [0, 5], "window": 3, "horizon": (2, 20), "head_fraction": 0.2},
         {"row": "predictor", "sink": "drop", "min_rows": 5},
-        {"groups": "receiver", "layers": "all"},
+        {"groups": "receiver", "layers": "all", "receiver_gap": 12},
         {"groups": "all", "horizon": (5, None)},
     ],
     ids=str,

@@ -33,6 +33,15 @@ def test_a_low_place_is_matched_once():
     assert match([5], rest=[20, 30], within=2) == []
 
 
+def test_content_words_are_those_of_the_task_or_another_choice():
+    text, task = "so i take 3 + 12 = 15 apples .", countdown()
+    found = {kind: settings(content_words=kind).content_of(task)(text) for kind in ("task", "words", "numbers")}
+    expected = {"3", "12", "15"}
+    assert found == {"task": expected, "words": expected | {"take", "apples"}, "numbers": expected}
+    with pytest.raises(ValueError, match=r"content_words=nouns: use one of task, words, numbers"):
+        settings(content_words="nouns")
+
+
 def test_jaccard_by_hand():
     assert jaccard({"1", "2"}, {"2", "3"}) == pytest.approx(1 / 3)
     assert jaccard([], []) is None
@@ -86,5 +95,5 @@ def test_a_continuation_is_what_the_policy_writes_greedily_after_the_forced_toke
 
 @pytest.mark.parametrize("name", ["positions", "alternatives", "tail"])
 def test_settings_that_make_no_sense(name):
-    with pytest.raises(ValueError, match=f"perturbation.{name}=0: must be at least 1"):
+    with pytest.raises(ValueError, match=f"perturbation.{name}=0: must be a whole number, 1 or more"):
         PerturbationSettings(**{name: 0})

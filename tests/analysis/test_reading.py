@@ -5,9 +5,9 @@ from rhythm import attention_signals
 from rhythm.analysis.alignment import by_example, by_offset
 from rhythm.analysis.heads import agreement_of_halves, head_tables, jaccard_heads
 from rhythm.analysis.layers import thirds
-from rhythm.analysis.reading import read
+from rhythm.analysis.reading import read, select
 from rhythm.analysis.responses import join, long_enough, respond
-from rhythm.analysis.tokens import agreement, words
+from rhythm.analysis.tokens import agreement, by_chance, words
 from rhythm.attention.definitions import SignalSettings
 from rhythm.policy import Policy
 from rhythm.scoring import score
@@ -59,10 +59,11 @@ def test_entropies_are_those_of_the_scoring_pass(policy, rollout, reading):
 
 
 def test_tables_of_heads(reading):
-    tables = head_tables(reading, LAYERS, 0.3)
+    tables = head_tables(reading, LAYERS, 0.3, 0.3)
     assert set(tables["distance"]) == {"1", "2", "4"}
     assert len(tables["groups"]["chosen"]["local"]) == round(0.3 * 3 * 8)
-    assert all(0 <= value <= 1 for value in agreement_of_halves(reading, LAYERS["chosen"], 0.3).values())
+    assert len(select(reading.sums, LAYERS["chosen"], 0.3, 0.1).receivers) == round(0.1 * 3 * 8)
+    assert all(0 <= value <= 1 for value in agreement_of_halves(reading, LAYERS["chosen"], 0.3, 0.1).values())
     assert jaccard_heads([(0, 1), (0, 2)], [(0, 2), (1, 1), (1, 2)]) == pytest.approx(1 / 4)
 
 
@@ -122,3 +123,5 @@ def test_words_by_the_share_that_is_chosen(policy):
     ]
     assert words(chosen, ids, mask, policy.tokenizer, least=2) == [{"word": "so", "share": 0.5, "count": 2}]
     assert agreement(chosen, mask).tolist() == [pytest.approx(2 / 4)]
+    one = torch.tensor([[True, False, False, False]])
+    assert by_chance(one, torch.ones(1, 4, dtype=torch.bool)).tolist() == [pytest.approx(1 / 4)]

@@ -23,7 +23,7 @@ def dense(query, key, rows, settings, bias=CAUSAL):
         (attention * GAPS).sum(-1),
         torch.where(inside, waad(attention, settings.window), nan),
         torch.where(inside, fai(attention, inside, settings.horizon), nan),
-        excess_kurtosis(received(attention, inside.expand(attention.shape[:-1]))),
+        excess_kurtosis(received(attention, inside.expand(attention.shape[:-1]), settings.receiver_gap)),
     )
 
 
@@ -44,7 +44,7 @@ def assert_signals(got, expected_waad, expected_fai):
 @pytest.mark.parametrize(("window", "horizon"), [(10, (10, 100)), (1, (0, 0)), (400, (5, None)), (7, (140, 600))])
 def test_blocks_agree_with_whole_maps(window, horizon, monkeypatch):
     query, key, rows = random_case()
-    settings = SignalSettings(window, horizon)
+    settings = SignalSettings(window, horizon, receiver_gap=window % 5)
     attention, distance, expected_waad, expected_fai, kurtosis = dense(query, key, rows, settings)
     inside = rows[:, None]
     for elements, size in ((1, 64), (2**17, 64), (2**30, 64), (2**17, 128), (2**30, 1000)):

@@ -126,6 +126,16 @@ def test_maps_hide_what_no_row_may_see():
     assert drawing.pixels(figure).shape[1] == 700
 
 
+def test_peaks_are_those_of_the_whole_response_where_a_map_is_cropped():
+    curve = [0, 1, 0, 5, 1, 0]
+    figure = maps_figure(torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps")
+    rows, columns = (axes.lines[0] for axes in (figure.axes[0], figure.axes[2]))
+    assert list(rows.get_ydata()) == list(columns.get_xdata()) == [1, 3]  # 3 would be an end, and no peak, of four
+    figure = maps_figure(torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps", prominence=1.0)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [3]  # 1 stands out by half of the standard deviation of 1.8
+    assert list(curves_figure(response("abcdef", waad=curve), "curves", 1.0).axes[0].lines[1].get_xdata()) == [3]
+
+
 def test_both_groups_are_outlined_where_they_are():
     distance = {2: torch.tensor([1.0, 20.0, 3.0]), 5: torch.tensor([30.0, 2.0, 9.0])}
     figure = heads_figure(distance, HeadGroups(local=[(2, 0)], global_=[(5, 0), (2, 1)]), "heads")

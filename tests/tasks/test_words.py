@@ -1,4 +1,4 @@
-from rhythm.tasks.words import content_words
+from rhythm.tasks.words import content_words, numbers_in
 from tests.training import countdown
 
 
@@ -16,3 +16,7 @@ def test_words_of_grammar_say_nothing():
 
 def test_of_countdown_the_numbers_count():
     assert countdown().content_words("so i take 3 + 12 = 15 , that leaves 15 3") == {"3", "12", "15"}
+
+
+def test_numbers_of_any_text():
+    assert numbers_in("Paid 3.50, then 12 more: x2 = -7.") == {"3.50", "12", "2", "7"}

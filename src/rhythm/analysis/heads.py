@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rhythm.analysis.intervals import jaccard_by_chance
 from rhythm.analysis.reading import Reading, Selection, select
 from rhythm.attention.heads import ByLayer
 from rhythm.types import Head
@@ -20,15 +21,22 @@ def overlaps(one: Selection, other: Selection) -> dict[str, float]:
     return {name: jaccard_heads(mine, theirs[name]) for name, mine in groups(one).items()}
 
 
+def overlaps_by_chance(one: Selection, other: Selection, among: int) -> dict[str, float]:
+    """What `overlaps` is on average where each group is drawn at random from so many heads."""
+    theirs = groups(other)
+    return {name: jaccard_by_chance(len(mine), len(theirs[name]), among) for name, mine in groups(one).items()}
+
+
 def jaccard_heads(one: Iterable[Head], other: Iterable[Head]) -> float:
     """|A ∩ B| / |A ∪ B| of two groups of heads that are not both empty."""
     one, other = set(one), set(other)
     return len(one & other) / len(one | other)
 
 
-def head_tables(reading: Reading, layers: dict[str, list[int]], head_fraction: float) -> dict[str, Any]:
+def head_tables(reading: Reading, layers: dict[str, list[int]], *fractions: float) -> dict[str, Any]:
     """What stands in analysis.json: distances, sinks and kurtosis by layer and head, and the groups of each choice.
 
+    The fractions are those that the heads were grouped by, `head_fraction` and `receiver_fraction`.
     `agreement_of_halves` groups on every other response and on the rest, and tells the Jaccard index of the two: a
     difference between two models that is no larger says nothing.
     """
@@ -43,16 +51,16 @@ def head_tables(reading: Reading, layers: dict[str, list[int]], head_fraction: f
                 "layers": layers[name],
                 **groups(selection),
                 "receivers_among_global": _share(selection.receivers, selection.heads.global_),
-                "agreement_of_halves": agreement_of_halves(reading, layers[name], head_fraction),
+                "agreement_of_halves": agreement_of_halves(reading, layers[name], *fractions),
             }
             for name, selection in reading.selections.items()
         },
     }
 
 
-def agreement_of_halves(reading: Reading, layers: list[int], head_fraction: float) -> dict[str, float]:
+def agreement_of_halves(reading: Reading, layers: list[int], *fractions: float) -> dict[str, float]:
     """Jaccard index of each group on one half of the responses and on the other."""
-    return overlaps(*(select(half, layers, head_fraction) for half in reading.halves))
+    return overlaps(*(select(half, layers, *fractions) for half in reading.halves))
 
 
 def _share(some: list[Head], among: list[Head]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, hypergeom
 
 from rhythm.seeding import derive_seed
 
@@ -54,6 +54,14 @@ def share_interval(count: int, n: int) -> Interval:
         return float("nan"), float("nan")
     interval = binomtest(count, n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def jaccard_by_chance(one: int, other: int, among: int) -> float:
+    """The mean of |A ∩ B| / |A ∪ B| of sets of these sizes, thrown among so many things; NaN where both are empty."""
+    if not one + other:
+        return float("nan")
+    common = np.arange(max(0, one + other - among), min(one, other) + 1)
+    return float((hypergeom.pmf(common, among, one, other) * common / (one + other - common)).sum())
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:

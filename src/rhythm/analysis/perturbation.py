@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from rhythm.policy import Policy
 from rhythm.rollout import sample
 from rhythm.scoring import completion_logits, micro_batches, to_completion
 from rhythm.tasks.base import Task
+from rhythm.tasks.words import content_words, numbers_in
 from rhythm.types import Prompts, Rollout
 
+ContentWords = Literal["task", "words", "numbers"]
 SIDES = ("top", "bottom", "matched")
 
 
@@ -28,6 +30,8 @@ class PerturbationSettings:
         tail: places with fewer tokens of the original behind them are left out: little is left there to differ.
         match_within: for each top place the lowest FAI within so many tokens is perturbed too, as a control for the
             place in the response; 0 leaves that control out.
+        content_words: what two texts are compared by: "task", as the task says (Countdown: the numbers), "words", all
+            but English function words, or "numbers".
         end_is_alternative: whether the end of sequence may be forced, which leaves no continuation.
     """
 
@@ -35,13 +39,23 @@ class PerturbationSettings:
     alternatives: int = 3
     tail: int = 10
     match_within: int = 10
+    content_words: ContentWords = "task"
     end_is_alternative: bool = False
 
     def __post_init__(self) -> None:
         least = {"positions": 1, "alternatives": 1, "tail": 1, "match_within": 0}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"perturbation.{name}={getattr(self, name)}: must be at least {smallest}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < smallest:
+                raise ValueError(f"perturbation.{name}={value}: must be a whole number, {smallest} or more")
+        if self.content_words not in get_args(ContentWords):
+            raise ValueError(
+                f"perturbation.content_words={self.content_words}: use one of {', '.join(get_args(ContentWords))}"
+            )
+
+    def content_of(self, task: Task) -> Callable[[str], set[str]]:
+        """What gives the content words of a text."""
+        return {"task": task.content_words, "words": content_words, "numbers": numbers_in}[self.content_words]
 
 
 class Place(NamedTuple):
@@ -135,12 +149,12 @@ def perturb(
     ranked = alternatives(policy.model, rollout, places, settings.alternatives, never, micro_batch_size)
     jobs = [(place, *token) for place, tokens in zip(places, ranked, strict=True) for token in tokens]
     jobs.sort(key=lambda job: int(rollout.prompt_lengths[job[0].row]) + job[0].column)  # so that little is padded
-    trials = []
+    content, trials = settings.content_of(task), []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         places_forced = [(place, token) for place, token, *_ in batch]
         texts = continuations(policy, rollout, places_forced, max_completion_tokens)
-        trials += [_trial(policy, task, rollout, job, text) for job, text in zip(batch, texts, strict=True)]
+        trials += [_trial(policy, content, rollout, job, text) for job, text in zip(batch, texts, strict=True)]
         progress(len(trials) / len(jobs))
     return sorted(trials, key=lambda trial: (trial.row, SIDES.index(trial.side), trial.column, -trial.probability))
 
@@ -194,7 +208,7 @@ def continuations(
     return texts
 
 
-def _trial(policy: Policy, task: Task, rollout: Rollout, job: tuple, text: str) -> Trial:
+def _trial(policy: Policy, content: Callable[[str], set[str]], rollout: Rollout, job: tuple, text: str) -> Trial:
     place, token, probability, entropy = job
     length = int(rollout.completion_mask[place.row].sum())
     ids = rollout.completion_ids[place.row, :length]
@@ -208,5 +222,5 @@ def _trial(policy: Policy, task: Task, rollout: Rollout, job: tuple, text: str) 
         probability=probability,
         forced=policy.tokenizer.decode([token]),
         original=policy.tokenizer.decode([int(ids[place.column])]),
-        overlap=jaccard(task.content_words(original), task.content_words(text)),
+        overlap=jaccard(content(original), content(text)),
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rhythm.attention.definitions import SignalSettings
-from rhythm.attention.heads import HeadSums, check_groups, receiver_heads
+from rhythm.attention.definitions import SignalSettings, waad_drop
+from rhythm.attention.heads import HeadSums, receiver_heads
 from rhythm.attention.implementation import decoder
 from rhythm.attention.probe import LayerInput, attention_probe
 from rhythm.attention.signals import head_sums
@@ -24,7 +24,7 @@ class Selection:
     """The heads of some layers, in groups that were made among them alone."""
 
     heads: HeadGroups
-    receivers: list[Head]  # receiver heads, as many as there are global ones
+    receivers: list[Head]  # receiver heads
 
     @property
     def layers(self) -> set[int]:
@@ -38,6 +38,10 @@ class Signals:
     waad: Tensor  # tokens, over the local heads
     fai: Tensor  # attention, over the global heads
     receiver_fai: Tensor  # attention, over the receiver heads
+
+    def waad_drop(self, mask: Tensor) -> Tensor:
+        """[N, T], of WAAD; Eq. 14 of arXiv:2510.13554."""
+        return waad_drop(self.waad, mask)
 
 
 @dataclass(frozen=True)
@@ -61,25 +65,24 @@ def read(
     settings: SignalSettings,
     *,
     head_fraction: float = 0.3,
+    receiver_fraction: float = 0.3,
     temperature: float = 1.0,
     micro_batch_size: int = 16,
-    selections: dict[str, Selection] | None = None,
 ) -> Reading:
     """Groups the heads of each choice of layers by what all responses say, then reads the signals of every choice.
 
     Args:
         layers: name -> 0-based layers.
+        head_fraction: share of the heads in the local and in the global group; receiver_fraction: of receiver heads.
         temperature: that entropies are told at; of sampling.
-        selections: fixed groups of the same names, instead of grouping by these responses.
     Raises:
         ValueError: the model's attention cannot be read, or no response is long enough for receiver heads.
     """
-    check_groups("distance", head_fraction)
     rows = torch.arange(len(rollout.completions), device=rollout.input_ids.device)
     every = sorted({layer for chosen in layers.values() for layer in chosen})
     halves = tuple(_sums(model, rollout, rows[i::2], every, settings, micro_batch_size) for i in (0, 1))
-    if selections is None:
-        selections = {name: select(pooled(halves), chosen, head_fraction) for name, chosen in layers.items()}
+    fractions = (head_fraction, receiver_fraction)
+    selections = {name: select(pooled(halves), chosen, *fractions) for name, chosen in layers.items()}
     signals = {
         name: Signals(*(torch.full(rollout.completion_mask.shape, torch.nan, device=rows.device) for _ in range(3)))
         for name in selections
@@ -102,13 +105,13 @@ def pooled(parts: Iterable[HeadSums]) -> HeadSums:
     return sum((part for part in parts if part.rows), HeadSums())
 
 
-def select(sums: HeadSums, layers: list[int], head_fraction: float) -> Selection:
+def select(sums: HeadSums, layers: list[int], head_fraction: float, receiver_fraction: float) -> Selection:
     """Local, global and receiver heads among those of some layers."""
     tables = (
         {layer: of[layer] for layer in layers} for of in (sums.distance, sums.sink, sums.kurtosis, sums.responses)
     )
     among = HeadSums(sums.rows, *tables)
-    return Selection(among.groups("distance", head_fraction), receiver_heads(among.mean_kurtosis(), head_fraction))
+    return Selection(among.groups("distance", head_fraction), receiver_heads(among.mean_kurtosis(), receiver_fraction))
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings
-from rhythm.attention.definitions import waad_drop
 from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.page import document, fitting, picture, viewer, viewer_data, viewer_script
@@ -34,6 +33,12 @@ SIDES = {
     "matched": ("lowest FAI near each of the highest", ""),
 }
 CONFOUNDERS = {"depth": "depth in the response", "entropy": "entropy there", "probability": "probability forced"}
+CONTENT = {
+    "task": "what the task says, of Countdown the numbers",
+    "words": "all but English function words",
+    "numbers": "the numbers",
+}
+THROWN = {"shuffle": "one by one", "rotate": "all of a response turned around together"}
 SHOWN_WORDS = 12
 
 
@@ -53,48 +58,72 @@ def report(
         analyses: name -> tables, in order.
         movement: name -> how far from the first, of all but the first.
     """
-    tables, responses = found.tables, shown_responses(policy, found, settings)
+    tables, responses = found.tables, described_responses(policy, found, settings)
+    shown = fitting(responses)
     body = [introduction(tables, settings)]
     if len(analyses) > 1:
-        body += ["<h2>As the policy learns</h2>", movement_table(analyses, movement)]
+        body += ["<h2>As the policy learns</h2>", movement_table(analyses, movement, tables["heads"])]
     body += ["<h2>Do the signals rise together? (Table 2)</h2>", coupling_table(tables["coupling"])]
     if "perturbation" in tables:
         body += ["<h2>What hangs on a token? (Table 1)</h2>", *perturbation_tables(tables["perturbation"])]
     body += ["<h2>By depth (Table 10)</h2>", layers_table(tables["layers"])]
     body += ["<h2>Where FAI peaks stand beside WAAD peaks (Table 20)</h2>", offsets_table(tables["alignment"])]
-    body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses)]
+    body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses, settings.prominence)]
     body += ["<h2>Words that credit would amplify</h2>", words_table(tables["tokens"])]
-    body += ["<h2>Responses</h2>", viewer()]
-    return document(title, "\n".join(body), script=viewer_script(), data=viewer_data(fitting(responses)))
+    body += ["<h2>Responses</h2>"]
+    if len(shown) < len(responses):
+        body += [f"<p>The first {len(shown)} of {len(responses)}; with the others the page would be too large.</p>"]
+    return document(title, "\n".join([*body, viewer()]), script=viewer_script(), data=viewer_data(shown))
 
 
 def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
-    said, signals, layers = tables["responses"], settings.signals, tables["heads"]["groups"][CHOSEN]["layers"]
-    told = [
-        f"{said['count']} responses of {said['mean_length']:.0f} tokens on average, mean reward {said['reward']:.3f}, "
-        f"{said['truncated']:.0%} truncated.",
-        f"Layers {layers}; window {signals.window}, horizon {list(signals.horizon)}; sampled at temperature "
-        f"{settings.temperature:g}.",
-        "Brackets are 95% intervals by bootstrap over responses; p is that of marks thrown anew within each response.",
+    """What was analyzed, by which choices, and how to read the numbers."""
+    said, signals, chosen = tables["responses"], settings.signals, tables["heads"]["groups"][CHOSEN]
+    high = "the end" if signals.horizon[1] is None else signals.horizon[1]
+    answered = [
+        f"{said['count']} responses of {said['mean_length']:.0f} tokens on average to held-out problems, one each, "
+        f"sampled from seed {settings.seed} at temperature {settings.temperature:g}, {settings.max_completion_tokens} "
+        f"tokens at most ({said['truncated']:.0%} truncated); mean reward {said['reward']:.3f}.",
+        f"{said['left_out_as_short']} shorter than the window are left out." * bool(said["left_out_as_short"]),
+    ]
+    choices = [
+        f"Layers {', '.join(map(str, chosen['layers']))}; {settings.head_fraction:g} of their heads are local and as "
+        f"many global, {settings.receiver_fraction:g} receivers, by rows {signals.receiver_gap} tokens on and more.",
+        f"WAAD has a window of {signals.window} tokens, FAI a horizon of {signals.horizon[0]} to {high} and at least "
+        f"{signals.min_rows} rows; row: {signals.row}, sink: {signals.sink}.",
+        f"A peak stands out by {settings.prominence:g} standard deviations of its response's values.",
+        f"Credit would amplify {settings.top_fraction:.0%} of a response's tokens: the preplan and anchor marks.",
+    ]
+    if (forced := settings.perturbation) is not None:
+        near = f", and the lowest within {forced.match_within} of each high one" if forced.match_within else ""
+        choices += [
+            f"Table 1 takes greedy responses and forces the {forced.alternatives} most probable other tokens at the "
+            f"{forced.positions} places of highest and of lowest FAI that have {forced.tail} tokens behind them{near}. "
+            f"Content words are {CONTENT[forced.content_words]}."
+        ]
+    reading = [
+        f"Brackets are 95% intervals over responses or problems by bootstrap, of {settings.resamples} resamples; p is "
+        f"two-sided, of as many times throwing the marks anew within each response ({THROWN[settings.permute]}).",
         "The paper's numbers are of Qwen3-4B-Base on mathematics, single values without intervals.",
     ]
-    return f"<p>{html.escape(' '.join(told))}</p>"
+    parts = (answered, choices, reading)
+    return "\n".join(f"<p>{html.escape(' '.join(filter(None, part)))}</p>" for part in parts)
 
 
-def shown_responses(policy: Policy, found: Analysis, settings: AnalysisSettings) -> list[Response]:
+def described_responses(policy: Policy, found: Analysis, settings: AnalysisSettings) -> list[Response]:
     rollout, signals = found.rollout, found.reading.signals[CHOSEN]
     described = Rollout(**vars(rollout))
     described.signals = AttentionSignals(
         entropy=found.reading.entropy,
         waad=signals.waad,
-        waad_drop=waad_drop(signals.waad, rollout.completion_mask),
+        waad_drop=signals.waad_drop(rollout.completion_mask),
         fai=signals.fai,
     )
     rows = range(len(rollout.completions))
     return describe(described, policy.tokenizer, rows, group_size=1, fraction=settings.top_fraction)
 
 
-def pictures(policy: Policy, found: Analysis, responses: Sequence[Response]) -> list[str]:
+def pictures(policy: Policy, found: Analysis, responses: Sequence[Response], prominence: float) -> list[str]:
     """Of the response whose length is the median: its tokens, curves and maps; of the heads their distances."""
     row = int(np.argsort([len(response.tokens) for response in responses])[len(responses) // 2])
     response, heads = responses[row], found.reading.selections[CHOSEN].heads
@@ -105,8 +134,8 @@ def pictures(policy: Policy, found: Analysis, responses: Sequence[Response]) -> 
         picture(heads_figure(found.reading.sums.mean_distance(), heads, "Mean attention distance"), "heads"),
         f"<h2>One response: {html.escape(name)}</h2>",
         picture(tokens_figure(response, name), "tokens with their signals"),
-        picture(curves_figure(response, "WAAD, FAI and entropy, after Fig. 2"), "curves of the signals"),
-        picture(maps_figure(near, far, response, "Mean maps of both head groups"), "mean attention maps"),
+        picture(curves_figure(response, "WAAD, FAI and entropy, after Fig. 2", prominence), "curves of the signals"),
+        picture(maps_figure(near, far, response, "Mean maps of both head groups", prominence), "mean attention maps"),
     ]
 
 
@@ -114,10 +143,9 @@ def coupling_table(lifts: dict[str, Any]) -> str:
     rows = []
     for name, (meaning, paper) in STATISTICS.items():
         of = lifts[name]
-        rows.append(
-            [meaning, number(of["observed"]), number(of["expected"]), lift(of), number(of["p"]), of["marks"], paper]
-        )
-    return table(["statistic", "observed", "expected", "lift", "p", "peaks", "paper"], rows)
+        told = [number(of["observed"]), number(of["expected"]), lift(of)]
+        rows.append([meaning, *told, thrown(of), number(of["p"]), of["marks"], paper])
+    return table(["statistic", "observed", "expected", "lift", "marks thrown anew", "p", "peaks", "paper"], rows)
 
 
 def perturbation_tables(found: dict[str, Any]) -> list[str]:
@@ -152,10 +180,12 @@ def layers_table(thirds: dict[str, Any]) -> str:
 
 def offsets_table(alignment: dict[str, Any]) -> str:
     rows = [
-        [f"{int(offset):+d}", number(of["observed"]), number(of["expected"]), lift(of), number(of["p"])]
+        [f"{int(offset):+d}", number(of["observed"]), number(of["expected"]), lift(of), thrown(of), number(of["p"])]
         for offset, of in alignment["offsets"].items()
     ]
-    return table(["tokens behind a WAAD peak", "share of FAI peaks", "expected", "lift", "p"], rows)
+    return table(
+        ["tokens behind a WAAD peak", "share of FAI peaks", "expected", "lift", "marks thrown anew", "p"], rows
+    )
 
 
 def heads_table(heads: dict[str, Any]) -> str:
@@ -181,20 +211,31 @@ def words_table(tokens: dict[str, list[dict[str, Any]]]) -> str:
     return table([f"{kind}, share of occurrences" for kind in tokens], zip(*padded, strict=True))
 
 
-def movement_table(analyses: dict[str, dict[str, Any]], movement: dict[str, dict[str, Any]]) -> str:
+def movement_table(
+    analyses: dict[str, dict[str, Any]], movement: dict[str, dict[str, Any]], heads: dict[str, Any]
+) -> str:
+    """A row for each policy. `heads` is that table of the last one, for how sure its groups are."""
     rows = []
     for name, tables in analyses.items():
+        row = [name, f"{tables['responses']['reward']:.3f}", *(lift(tables["coupling"][each]) for each in STATISTICS)]
         moved = movement.get(name)
-        heads = moved["heads"].values() if moved else (1.0, 1.0, 1.0)
-        amplified = moved["amplified"].values() if moved else (1.0, 1.0)
-        reward = f"{tables['responses']['reward']:.3f}"
-        shares = [f"{value:.2f}" for value in (*heads, *amplified)]
-        rows.append([name, reward, *(lift(tables["coupling"][each]) for each in STATISTICS), *shares])
+        if moved is None:
+            row += ["first"] * 5
+        else:
+            for kind in ("heads", "amplified"):
+                chance = moved[f"{kind}_by_chance"]
+                row += [f"{value:.2f} (chance {chance[each]:.2f})" for each, value in moved[kind].items()]
+        rows.append(row)
     heading = ["policy", "reward", *(f"lift: {name.replace('_', ' ')}" for name in STATISTICS)]
     heading += [f"same {group} heads" for group in ("local", "global", "receiver")]
     heading += [f"same {kind} tokens" for kind in ("preplan", "anchor")]
-    note = "<p class='faint'>Same heads and tokens: Jaccard index with the first policy, tokens in its responses.</p>"
-    return table(heading, rows) + note
+    halves = ", ".join(f"{value:.2f}" for value in heads["groups"][CHOSEN]["agreement_of_halves"].values())
+    note = (
+        "Same heads and tokens: Jaccard index with the first policy, tokens in its responses; in brackets what as many "
+        f"thrown at random would have on average. Two halves of the last policy's own responses agree on {halves} of "
+        "the local, global and receiver heads: agreement as high as that is no sign of a move."
+    )
+    return table(heading, rows) + f"<p class='faint'>{html.escape(note)}</p>"
 
 
 def table(heading: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
@@ -210,6 +251,11 @@ def table(heading: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 def lift(of: dict[str, Any]) -> str:
     low, high = of["interval"]
     return f"{of['lift']:+.0%} [{low:+.0%}, {high:+.0%}]"
+
+
+def thrown(of: dict[str, Any]) -> str:
+    """The mean over draws of what would be observed with the marks thrown anew, and where 95% of the draws lie."""
+    return interval(of["shuffled"]["mean"], of["shuffled"]["interval"])
 
 
 def interval(value: float, bounds: Sequence[float]) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from rhythm.analysis.alignment import OFFSETS, by_example, by_offset
 from rhythm.analysis.coupling import PROMINENCE, Lift, Null, table_2
 from rhythm.analysis.effects import table_1
-from rhythm.analysis.heads import head_tables, overlaps
+from rhythm.analysis.heads import head_tables
 from rhythm.analysis.intervals import RESAMPLES
 from rhythm.analysis.layers import thirds
 from rhythm.analysis.perturbation import PerturbationSettings, Trial, perturb
 from rhythm.analysis.reading import Reading, read
 from rhythm.analysis.responses import Short, long_enough, respond
-from rhythm.analysis.tokens import agreement, amplified, words
+from rhythm.analysis.tokens import amplified, words
 from rhythm.attention.definitions import SignalSettings
 from rhythm.attention.heads import Layers, check_groups, resolve_layers
 from rhythm.attention.probe import num_layers
@@ -39,7 +39,8 @@ class AnalysisSettings:
         temperature: of the responses of all tables but the first, whose originals are greedy.
         layers: "all", "middle", "top", "bottom" or a list of 0-based layers.
         signals: window, horizon and the rest; FAI runs to the end of the response, as in the paper's analysis.
-        head_fraction: share of the heads of these layers, or of their third, in each group.
+        head_fraction: share of the heads of these layers, or of their third, in the local and in the global group.
+        receiver_fraction: share of them that are receiver heads.
         prominence: by how many standard deviations of its response a peak must stand out.
         offsets: tokens from a WAAD peak to an FAI peak.
         permute: how marks are thrown anew for p-values; see `Lift.shuffled`.
@@ -56,6 +57,7 @@ class AnalysisSettings:
     layers: Layers = "all"
     signals: SignalSettings = field(default_factory=lambda: SignalSettings(horizon=(0, None)))
     head_fraction: float = 0.3
+    receiver_fraction: float = 0.3
     prominence: float = PROMINENCE
     offsets: Sequence[int] = OFFSETS
     permute: Null = "shuffle"
@@ -69,17 +71,22 @@ class AnalysisSettings:
 
     def __post_init__(self) -> None:
         least = {"responses": 2, "max_completion_tokens": 1, "resamples": 100, "micro_batch_size": 1, "batch_size": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {smallest}")
+        for name, smallest in {**least, "seed": 0}.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < smallest:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a whole number, {smallest} or more")
         if self.temperature < 0 or self.prominence < 0:
             name = "temperature" if self.temperature < 0 else "prominence"
             raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction={self.top_fraction}: must be above 0 and at most 1")
-        if not self.offsets:
-            raise ValueError("offsets=[]: name one, such as offsets=[0,1]")
-        check_groups("distance", self.head_fraction)
+        whole = all(isinstance(offset, int) for offset in self.offsets)
+        if not whole or not 0 < len(self.offsets) == len(set(self.offsets)):
+            raise ValueError(f"offsets={list(self.offsets)}: takes whole numbers of tokens, each once, like [-1,0,1]")
+        for name, options in {"permute": get_args(Null), "short": get_args(Short)}.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}={getattr(self, name)}: use one of {', '.join(options)}")
+        for name in ("head_fraction", "receiver_fraction"):
+            check_groups("distance", getattr(self, name), name)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Analysis:
     tables: dict[str, Any]  # as in analysis.json
     rollout: Rollout  # the sampled responses
     reading: Reading  # of them
+    layers: dict[str, list[int]]  # the chosen ones, and their thirds
     lifts: dict[str, Lift]
     trials: list[Trial]
 
@@ -113,7 +121,7 @@ def analyze(
     layers = layer_choices(policy, settings)
     rollout = _respond(policy, task, problems, settings, settings.temperature, progress, "responses")
     progress("attention", 0.0)
-    reading = _read(policy, rollout, layers, settings)
+    reading = read_policy(policy, rollout, layers, settings)
     progress("attention", 1.0)
     lifts = {name: _table_2(reading, rollout.completion_mask, settings, name) for name in layers}
     offsets = by_offset(
@@ -124,14 +132,14 @@ def analyze(
         settings.prominence,
     )
     trials = _perturb(policy, task, problems, settings, progress)
-    summaries = {name: _summaries(of, settings, progress) for name, of in lifts.items()}
+    summaries = _summaries(lifts | {"offsets": offsets}, settings, progress)
     tables = {
         "responses": describe(rollout, settings.responses),
         **({"perturbation": table_1(trials, resamples=settings.resamples, seed=settings.seed)} if trials else {}),
         "coupling": summaries.pop(CHOSEN),
+        "alignment": {"offsets": summaries.pop("offsets"), "examples": by_example(offsets)},
         "layers": {name: {"layers": layers[name], **of} for name, of in summaries.items()},
-        "alignment": {"offsets": _summaries(offsets, settings, progress), "examples": by_example(offsets)},
-        "heads": head_tables(reading, layers, settings.head_fraction),
+        "heads": head_tables(reading, layers, settings.head_fraction, settings.receiver_fraction),
         "tokens": {
             kind: words(chosen, rollout.completion_ids, rollout.completion_mask, policy.tokenizer)
             for kind, chosen in amplified(
@@ -139,32 +147,13 @@ def analyze(
             ).items()
         },
     }
-    return Analysis(tables, rollout, reading, lifts[CHOSEN], trials)
+    return Analysis(tables, rollout, reading, layers, lifts[CHOSEN], trials)
 
 
 def layer_choices(policy: Policy, settings: AnalysisSettings) -> dict[str, list[int]]:
     """The chosen layers and their thirds."""
     chosen = resolve_layers(settings.layers, num_layers(policy.model))
     return {CHOSEN: chosen, **thirds(chosen)}
-
-
-def movement(policy: Policy, found: Analysis, first: Analysis, settings: AnalysisSettings) -> dict[str, Any]:
-    """How far a policy is from the one that was analyzed first: 1 is the same heads, or the same tokens.
-
-    `heads` is the Jaccard index of each group; beside it stands, in the tables of both, how well the groups of two
-    halves of the responses agree. `amplified` is the mean Jaccard index, over the responses of the first policy, of the
-    tokens that credit would select there by its attention and by this policy's.
-    """
-    chosen = {CHOSEN: layer_choices(policy, settings)[CHOSEN]}
-    mask = first.rollout.completion_mask
-    now = _read(policy, first.rollout, chosen, settings).signals[CHOSEN]
-    before, after = (
-        amplified(signals, mask, settings.top_fraction) for signals in (first.reading.signals[CHOSEN], now)
-    )
-    return {
-        "heads": overlaps(found.reading.selections[CHOSEN], first.reading.selections[CHOSEN]),
-        "amplified": {kind: float(agreement(before[kind], after[kind]).nanmean()) for kind in before},
-    }
 
 
 def describe(rollout: Rollout, asked: int) -> dict[str, Any]:
@@ -200,7 +189,7 @@ def _respond(
     return long_enough(rollout, settings.signals.window, settings.short)
 
 
-def _read(
+def read_policy(
     policy: Policy, rollout: Rollout, layers: dict[str, list[int]], settings: AnalysisSettings, **changes: Any
 ) -> Reading:
     return read(
@@ -209,6 +198,7 @@ def _read(
         layers,
         settings.signals,
         head_fraction=settings.head_fraction,
+        receiver_fraction=settings.receiver_fraction,
         micro_batch_size=settings.micro_batch_size,
         **{"temperature": settings.temperature or 1.0, **changes},
     )
@@ -225,7 +215,7 @@ def _perturb(
         return []
     greedy = _respond(policy, task, problems, settings, 0.0, progress, "greedy originals")
     layers = {CHOSEN: layer_choices(policy, settings)[CHOSEN]}
-    reading = _read(policy, greedy, layers, settings, temperature=1.0)
+    reading = read_policy(policy, greedy, layers, settings, temperature=1.0)
     trials = perturb(
         policy,
         task,
@@ -245,9 +235,12 @@ def _perturb(
     return trials
 
 
-def _summaries(lifts: dict[Any, Lift], settings: AnalysisSettings, progress: Progress) -> dict[str, Any]:
-    found = {}
-    for i, (name, lift) in enumerate(lifts.items(), 1):
-        found[str(name)] = lift.summary(resamples=settings.resamples, null=settings.permute, seed=settings.seed)
-        progress("statistics", i / len(lifts))
+def _summaries(
+    tables: dict[str, dict[Any, Lift]], settings: AnalysisSettings, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {name: {} for name in tables}
+    lifts = [(name, key, lift) for name, of in tables.items() for key, lift in of.items()]
+    for done, (name, key, lift) in enumerate(lifts, 1):
+        found[name][str(key)] = lift.summary(resamples=settings.resamples, null=settings.permute, seed=settings.seed)
+        progress("statistics", done / len(lifts))
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rhythm.analysis.intervals import jaccard_by_chance
 from rhythm.analysis.reading import Signals
-from rhythm.attention.definitions import waad_drop
 from rhythm.credit.base import top_tokens
 
 KINDS = {"preplan": "WAAD drop", "anchor": "FAI"}
@@ -18,7 +19,7 @@ KINDS = {"preplan": "WAAD drop", "anchor": "FAI"}
 def amplified(signals: Signals, mask: Tensor, top_fraction: float) -> dict[str, Tensor]:
     """What preplan and anchor credit select, [N, T] bool each."""
     return {
-        "preplan": top_tokens(waad_drop(signals.waad, mask), mask, top_fraction),
+        "preplan": top_tokens(signals.waad_drop(mask), mask, top_fraction),
         "anchor": top_tokens(signals.fai, mask, top_fraction),
     }
 
@@ -37,6 +38,12 @@ def words(
         {"word": tokenizer.decode([token]), "share": share, "count": count}
         for share, count, token in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))
     ]
+
+
+def by_chance(chosen: Tensor, eligible: Tensor) -> Tensor:
+    """What `agreement` is on average of as many tokens as are chosen, thrown among the eligible ones. [N] float64."""
+    counts = zip(chosen.sum(1).tolist(), eligible.sum(1).tolist(), strict=True)
+    return torch.tensor([jaccard_by_chance(some, some, among) for some, among in counts], dtype=torch.float64)
 
 
 def agreement(one: Tensor, other: Tensor) -> Tensor:

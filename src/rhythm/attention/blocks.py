@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rhythm.attention.definitions import RECEIVER_GAP, Horizon, tile, within
+from rhythm.attention.definitions import Horizon, tile, within
 
 BLOCK_ROWS = 64  # query positions handled at once, at least
 BLOCK_ELEMENTS_CPU = 2**19  # of a block of attention, so that it stays in the cache: half the time of whole layers
@@ -126,9 +126,9 @@ def block_fai(attention: Tensor, rows: Tensor, t: slice, columns: slice, horizon
     return chosen, (attended * counted[:, None]).sum(-2)
 
 
-def block_received(attention: Tensor, rows: Tensor, t: slice) -> Tensor:
+def block_received(attention: Tensor, rows: Tensor, t: slice, gap: int) -> Tensor:
     """What the response rows of a block pay each column [b, H, s], scaled by how many columns each row may choose."""
-    counted = within(tile(t, slice(0, t.stop), attention.device), (RECEIVER_GAP, None))
+    counted = within(tile(t, slice(0, t.stop), attention.device), (gap, None))
     counted = counted & rows[:, t, None] & rows[:, None, : t.stop]
     weight = (counted * counted.sum(-1, keepdim=True)).to(attention.dtype)
     return (attention * weight[:, None]).sum(-2)

@@ -7,6 +7,7 @@ query's position, s ≤ t the key's, R the response rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -31,6 +32,7 @@ class SignalSettings:
             row t − 1, which produced the token, with distances from t − 1. FAI is the same under both.
         sink: "drop" leaves the first unpadded key out of every row, and the rest of the row sums to 1 again.
         min_rows: FAI is undefined where T(s) has fewer rows.
+        receiver_gap: rows nearer than so many tokens are no sign that a token is returned to; see `received`.
     """
 
     window: int = 10
@@ -38,16 +40,24 @@ class SignalSettings:
     row: Row = "token"
     sink: Sink = "keep"
     min_rows: int = 1
+    receiver_gap: int = RECEIVER_GAP
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizon", tuple(self.horizon))
+        for name in ("window", "min_rows", "receiver_gap"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name}={getattr(self, name)}: takes a whole number")
+        if len(self.horizon) != 2 or not all(isinstance(end, Integral | None) for end in self.horizon):
+            raise ValueError(f"horizon={self.horizon}: FAI takes whole numbers of tokens, (low, high) or (low, None)")
         low, high = self.horizon
         if self.window < 1:
             raise ValueError(f"window={self.window}: the window of WAAD is at least 1 token")
-        if low < 0 or (high is not None and high < low):
+        if low is None or low < 0 or (high is not None and high < low):
             raise ValueError(f"horizon={self.horizon}: FAI takes (low, high) with 0 <= low <= high, or (low, None)")
         if self.min_rows < 1:
             raise ValueError(f"min_rows={self.min_rows}: a mean takes at least 1 row")
+        if self.receiver_gap < 0:
+            raise ValueError(f"receiver_gap={self.receiver_gap}: a distance in tokens is at least 0")
         for name, value, options in (("row", self.row, get_args(Row)), ("sink", self.sink, get_args(Sink))):
             if value not in options:
                 raise ValueError(f"{name}={value!r}: use one of {', '.join(options)}")

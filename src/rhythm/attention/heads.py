@@ -119,12 +119,12 @@ def receiver_heads(kurtosis: ByLayer, fraction: float) -> list[Head]:
     return heads[-_count(heads, fraction) :]
 
 
-def check_groups(kind: Groups, fraction: float) -> None:
+def check_groups(kind: Groups, fraction: float, name: str = "head_fraction") -> None:
     """Refuse groups that nobody knows, would be empty or overlap."""
     if kind not in get_args(Groups):
         raise ValueError(f"groups={kind!r}: use one of {', '.join(get_args(Groups))}")
     if not 0 < fraction <= 0.5:
-        raise ValueError(f"head_fraction={fraction}: each group takes a share of the heads in (0, 0.5]")
+        raise ValueError(f"{name}={fraction}: each group takes a share of the heads in (0, 0.5]")
 
 
 def _ranked(values: ByLayer, otherwise: str) -> list[Head]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rhythm.attention.definitions import Horizon, Row, SignalSettings, Sink, waad_drop
+from rhythm.attention.definitions import RECEIVER_GAP, Horizon, Row, SignalSettings, Sink, waad_drop
 from rhythm.attention.heads import SUMMED, Groups, HeadSums, Layers, check_groups, resolve_layers
 from rhythm.attention.implementation import decoder
 from rhythm.attention.probe import LayerInput, attention_probe, num_layers
@@ -161,6 +161,7 @@ def attention_signals(
     row: Row = "token",
     sink: Sink = "keep",
     min_rows: int = 1,
+    receiver_gap: int = RECEIVER_GAP,
 ) -> AttentionSignals:
     """WAAD, its drop, and FAI of every response token, in one forward pass without gradients and without LM head.
 
@@ -178,7 +179,7 @@ def attention_signals(
         head_fraction: share of the heads of these layers in the local and in the global group, Eq. 8.
         heads: fixed groups, instead of grouping by what this batch says.
         groups: "distance" (Eq. 8), "all" or "receiver"; see `HeadSums.groups`.
-        row, sink, min_rows: what the paper leaves open; see `SignalSettings`.
+        row, sink, min_rows, receiver_gap: what the paper leaves open; see `SignalSettings`.
     Returns:
         AttentionSignals with [B, S] fields, NaN where undefined; `entropy` stays None.
     Raises:
@@ -208,7 +209,7 @@ def attention_signals(
         raise ValueError(f"input_ids, attention_mask and completion_mask have different shapes: {shapes}")
     if (mask & ~tokens).any():
         raise ValueError("completion_mask marks tokens that attention_mask leaves out")
-    settings = SignalSettings(window, horizon, row, sink, min_rows)
+    settings = SignalSettings(window, horizon, row, sink, min_rows, receiver_gap)
     collector = SignalCollector(model, settings, layers=layers, groups=groups, head_fraction=head_fraction, heads=heads)
     positions = (tokens.long().cumsum(-1) - 1).clamp(min=0)
     with evaluating(model), torch.no_grad(), collector.reading(mask):

@@ -27,7 +27,7 @@ from rhythm.attention.blocks import (
     column_of,
     pick,
 )
-from rhythm.attention.definitions import RECEIVER_GAP, SignalSettings, excess_kurtosis, horizon_rows
+from rhythm.attention.definitions import SignalSettings, excess_kurtosis, horizon_rows
 
 
 class HeadStatistics(NamedTuple):
@@ -111,9 +111,11 @@ def head_statistics(
                 )
                 far[i, :, columns] += attended
             if receivers:
-                looked_back[i, :, everything] += block_received(attention, returning[i], t)
+                looked_back[i, :, everything] += block_received(attention, returning[i], t, settings.receiver_gap)
 
-    kurtosis = _received_kurtosis(looked_back, returning) if receivers else distance.new_full((batch, heads), torch.nan)
+    kurtosis = distance.new_full((batch, heads), torch.nan)
+    if receivers:
+        kurtosis = _received_kurtosis(looked_back, returning, settings.receiver_gap)
     return _statistics(distance, sink, near, far, kurtosis, looking, returning, response, settings)
 
 
@@ -205,8 +207,8 @@ def _looking(response: Tensor, settings: SignalSettings) -> Tensor:
     return response if settings.row == "token" else F.pad(response, (0, 1))[:, 1:]
 
 
-def _received_kurtosis(looked_back: Tensor, rows: Tensor) -> Tensor:
+def _received_kurtosis(looked_back: Tensor, rows: Tensor, gap: int) -> Tensor:
     """Excess kurtosis [B, H] of the column means, over the response tokens with some row far enough behind them."""
-    counts = horizon_rows(rows, (RECEIVER_GAP, None))
+    counts = horizon_rows(rows, (gap, None))
     means = (looked_back / counts[:, None]).where((rows & (counts > 0))[:, None], torch.nan)
     return excess_kurtosis(means)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from rhythm import types
-from rhythm.attention.definitions import Horizon, Row, SignalSettings, Sink, waad_drop
+from rhythm.attention.definitions import RECEIVER_GAP, Horizon, Row, SignalSettings, Sink, waad_drop
 from rhythm.attention.heads import Groups, HeadSums, Layers, check_groups
 from rhythm.attention.signals import SignalCollector, attention_signals, check_readable
 from rhythm.callbacks.observer import RolloutObserver
@@ -36,7 +36,7 @@ class AttentionSignals(RolloutObserver):
         head_fraction: share of the heads in the local and in the global group, Eq. 8.
         groups: "distance" (Eq. 8), "all" or "receiver"; see `HeadSums.groups`.
         regroup_every: iterations between two groupings; None keeps the groups of the first iteration.
-        row, sink, min_rows: what the paper leaves open; see `SignalSettings`.
+        row, sink, min_rows, receiver_gap: what the paper leaves open; see `SignalSettings`.
     """
 
     provides = frozenset({"waad", "waad_drop", "fai"})
@@ -53,11 +53,12 @@ class AttentionSignals(RolloutObserver):
         row: Row = "token",
         sink: Sink = "keep",
         min_rows: int = 1,
+        receiver_gap: int = RECEIVER_GAP,
     ):
         if regroup_every is not None and regroup_every < 1:
             raise ValueError(f"signals.regroup_every={regroup_every}: must be at least 1, or null for never")
         check_groups(groups, head_fraction)
-        self.settings = SignalSettings(window, horizon, row, sink, min_rows)
+        self.settings = SignalSettings(window, horizon, row, sink, min_rows, receiver_gap)
         self.layers = layers if isinstance(layers, str) else list(layers)
         self.groups: Groups = groups
         self.head_fraction = head_fraction

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from rhythm.analysis.coupling import PROMINENCE
 from rhythm.inspection import drawing
 from rhythm.inspection.drawing import (
     BLUE,
@@ -88,8 +89,13 @@ def tokens_figure(response: Response, title: str) -> Figure:
     return figure
 
 
-def curves_figure(response: Response, title: str, *, labels: int = 8) -> Figure:
-    """WAAD, FAI and entropy along the response, after Fig. 2 of arXiv:2510.13554; its highest peaks named."""
+def curves_figure(response: Response, title: str, prominence: float = PROMINENCE, *, labels: int = 8) -> Figure:
+    """WAAD, FAI and entropy along the response, after Fig. 2 of arXiv:2510.13554; its highest peaks named.
+
+    Args:
+        prominence: of a peak, in standard deviations of the values.
+        labels: peaks of each curve that are named, at most.
+    """
     shown = {name: response.values[name] for name in ("waad", "fai", "entropy") if name in response.values}
     height = 0.7 + 1.15 * len(shown)
     figure = drawing.new_figure(height)
@@ -99,7 +105,7 @@ def curves_figure(response: Response, title: str, *, labels: int = 8) -> Figure:
     for axes, (name, values), colour in zip(panels, shown.items(), (ORANGE, BLUE, drawing.GREEN), strict=False):
         signal, positions = SIGNALS[name], np.arange(len(values))
         axes.plot(positions, values, color=colour, linewidth=0.8)
-        peaks = peak_places(values)
+        peaks = peak_places(values, prominence)
         axes.plot(peaks, values[peaks], "o", color=colour, markersize=2.2)
         low, high = _scale(values)
         axes.set_ylim(low - 0.05 * (high - low), low + 1.5 * max(high - low, 1e-9))  # room for tokens above peaks
@@ -111,7 +117,7 @@ def curves_figure(response: Response, title: str, *, labels: int = 8) -> Figure:
     return figure
 
 
-def maps_figure(near: Tensor, far: Tensor, response: Response, title: str) -> Figure:
+def maps_figure(near: Tensor, far: Tensor, response: Response, title: str, prominence: float = PROMINENCE) -> Figure:
     """Ā^loc and Ā^glob of Eq. 8 of arXiv:2510.13554 among the tokens of a response, in two panels.
 
     Colours go by the square root, since attention is concentrated on few tokens. Triangles point at the rows of the
@@ -119,6 +125,7 @@ def maps_figure(near: Tensor, far: Tensor, response: Response, title: str) -> Fi
 
     Args:
         near, far: [n, n], row t attends to column s; n may be less than the response has.
+        prominence: of a peak, in standard deviations of the whole response's values.
     """
     side, below, gap = 2.6, 0.36, 0.4  # inches: of a panel, under the lower one, between the two
     figure = drawing.new_figure(below + 2 * side + gap + 0.45)
@@ -136,11 +143,13 @@ def maps_figure(near: Tensor, far: Tensor, response: Response, title: str) -> Fi
         axes.set_ylabel("looking token", size=6)
         _colour_bar(figure, image, bottom / height, side / height, extend="max")
         if attention is near and "waad" in response.values:
-            rows = peak_places(response.values["waad"][:n])
+            rows = peak_places(response.values["waad"], prominence)
+            rows = rows[rows < n]
             axes.plot(rows + 3, rows, linestyle="", marker="<", color=ORANGE, markersize=2.6, markeredgewidth=0)
             write(axes, 0.98, 0.94, "◂ WAAD peaks", size=6.5, color=ORANGE, ha="right", transform=axes.transAxes)
         if attention is far and "fai" in response.values:
-            columns = peak_places(response.values["fai"][:n])
+            columns = peak_places(response.values["fai"], prominence)
+            columns = columns[columns < n]
             axes.plot(columns, columns - 3, linestyle="", marker="v", color=BLUE, markersize=2.6, markeredgewidth=0)
             write(axes, 0.98, 0.94, "▾ FAI peaks", size=6.5, color=BLUE, ha="right", transform=axes.transAxes)
     axes.set_xlabel("token looked at", size=6)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rhythm.analysis.coupling import PROMINENCE, peaks
 from rhythm.credit.base import CreditStrategy, SelectiveCredit, top_tokens
 from rhythm.credit.controls import MeanMatchedCredit, ShuffledCredit
 from rhythm.types import Rollout
@@ -133,9 +134,7 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[
     return [added(*pair) if pair[0] is not None else decode(pair[1]) for pair in zip([None, *ids], ids, strict=False)]
 
 
-def peak_places(values: np.ndarray) -> np.ndarray:
+def peak_places(values: np.ndarray, prominence: float = PROMINENCE) -> np.ndarray:
     """Where a curve with NaN at its ends peaks; see `rhythm.analysis.coupling.peaks`."""
-    from rhythm.analysis.coupling import peaks
-
     series = torch.from_numpy(np.asarray(values, dtype=float))[None]
-    return peaks(series, ~series.isnan())[0].nonzero()[:, 0].numpy()
+    return peaks(series, ~series.isnan(), prominence)[0].nonzero()[:, 0].numpy()

@@ -1,4 +1,4 @@
-"""Which words of a text say something: the default of `Task.content_words`."""
+"""Which words of a text say something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ so some still such than then thence therefore third though through thus to too t
 way were while will with within without would yes yet
 """
 FUNCTION_WORDS = frozenset(_GRAMMAR.split())
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # letters and digits of any script
+
+
+def numbers_in(text: str) -> set[str]:
+    """The distinct numbers of a text as they are written, without signs."""
+    return set(_NUMBER.findall(text))
 
 
 def content_words(text: str) -> set[str]:
