@@ -14,17 +14,13 @@ from rhythm.scoring import score
 from rhythm.types import Prompts
 from tests.models import assert_agree, eager_maps, ragged_batch, reference, tiny_model
 from tests.policies import perturb, word_tokenizer
-from tests.test_rollout import PAD, WORDS, greedily, often_ending, peaked, ragged_prompts
+from tests.test_rollout import PAD, WORDS, greedily, often_ending, peaked, put_on, ragged_prompts
 from tests.training import EMBEDDED, countdown, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 CUDA = "cuda"
-
-
-def on_cuda(prompts):
-    return Prompts(prompts.input_ids.to(CUDA), prompts.attention_mask.to(CUDA), prompts.problems)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +49,7 @@ def test_signals_equal_arithmetic_on_eager_maps(kind, window, horizon):
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_greedy_completions_are_those_of_generate(kind, group_size):
     changes = {"tie_word_embeddings": False} if kind == "gpt2" else {}
-    model, prompts = peaked(kind, **changes).to(CUDA), on_cuda(ragged_prompts())
+    model, prompts = peaked(kind, **changes).to(CUDA), put_on(CUDA, ragged_prompts())
     eos = often_ending(greedily(model, prompts, None, 40))
     expected = greedily(model, prompts, eos, 40)
     tokenizer = word_tokenizer(WORDS, pad=f"w{PAD}", eos=f"w{eos}")

@@ -35,6 +35,10 @@ def ragged_prompts(lengths=(3, 11, 7, 1, 9, 5), seed=0):
     return Prompts(ids * mask, mask, [{"number": i} for i in range(len(lengths))])
 
 
+def put_on(device, prompts):
+    return Prompts(prompts.input_ids.to(device), prompts.attention_mask.to(device), prompts.problems)
+
+
 def greedily(model, prompts, eos, steps):
     """What transformers makes of the prompts."""
     output = model.generate(

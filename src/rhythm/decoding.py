@@ -1,10 +1,11 @@
-"""What makes one token at a time fast: a cache that grows in place, and grouped attention for CPUs."""
+"""One token at a time, fast: a cache that grows in place, and grouped attention for CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -50,6 +51,47 @@ def make_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+class Decoding:
+    """Rows that a model writes on, a token each at every step.
+
+    Args:
+        cache: what the model made of the prompts, one row each.
+        mask: [n, P] bool, True where a prompt has a token.
+        position: [n, 1], of the token that comes next.
+    """
+
+    DROP_BELOW = 0.8  # finished rows leave the cache when fewer than this share are still being written
+
+    def __init__(self, model: nn.Module, cache: DynamicCache, mask: Tensor, position: Tensor):
+        self.model = model
+        self.cache = cache
+        self.mask = None if mask.all() else mask  # without padding none is needed, which is faster
+        self.position = position
+
+    def should_drop(self, writing: int) -> bool:
+        """Whether to keep only the rows that are still being written, given how many there are."""
+        return writing < self.DROP_BELOW * len(self.position)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.position = self.position[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [n, V] of what follows the tokens [n]."""
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        logits = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self.position = self.position + 1
+        return logits
 
 
 @contextmanager

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rhythm.decoding import fast_decoding, make_cache
+from rhythm.captured import CapturedDecoding, can_capture
+from rhythm.decoding import Decoding, fast_decoding, make_cache
 from rhythm.stopping import Stopping
 from rhythm.types import Prompts, Rollout
-
-DROP_BELOW = 0.8  # rows are dropped from the cache when fewer than this share of them are still being written
 
 
 @torch.no_grad()
@@ -41,7 +40,7 @@ def sample(
         ids, lengths, ended = sample_ids(
             model,
             prompts.input_ids,
-            prompts.attention_mask.bool(),
+            prompts.attention_mask,
             group_size=group_size,
             max_completion_tokens=max_completion_tokens,
             temperature=temperature,
@@ -101,12 +100,12 @@ def sample_ids(
         Token ids [N, T], T ≤ max_completion_tokens, `pad_token_id` behind each end; lengths [N], the token that ends a
         completion included; and whether one did before the limit, [N] bool.
     """
-    padded = not bool(attention_mask.all())  # unpadded prompts need no mask, which is faster
-    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    mask = attention_mask.bool()
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     cache = make_cache(model.config)
     output = model(
         input_ids=input_ids,
-        attention_mask=attention_mask if padded else None,
+        attention_mask=None if mask.all() else mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
@@ -114,8 +113,11 @@ def sample_ids(
     )
     logits = output.logits[:, -1].repeat_interleave(group_size, 0)
     cache.batch_repeat_interleave(group_size)
-    attention_mask = attention_mask.repeat_interleave(group_size, 0)
-    position = positions[:, -1:].repeat_interleave(group_size, 0) + 1
+    mask, position = (x.repeat_interleave(group_size, 0) for x in (mask, positions[:, -1:] + 1))
+    if can_capture(model, cache):
+        decoding = CapturedDecoding(model, cache, mask, position, limit=mask.shape[1] + max_completion_tokens)
+    else:
+        decoding = Decoding(model, cache, mask, position)
 
     completions = input_ids.new_full((logits.shape[0], max_completion_tokens), pad_token_id)
     rows = torch.arange(logits.shape[0], device=input_ids.device)  # the completions that the cache's rows write
@@ -131,22 +133,11 @@ def sample_ids(
         count = int(writing.sum())
         if count == 0 or step == max_completion_tokens - 1:
             break
-        if count < DROP_BELOW * len(rows):
+        if decoding.should_drop(count):
             keep = writing.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, tokens, position, attention_mask = rows[keep], tokens[keep], position[keep], attention_mask[keep]
-            writing = torch.ones_like(rows, dtype=torch.bool)
-        attention_mask = (
-            torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1) if padded else attention_mask
-        )
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=attention_mask if padded else None,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        position = position + 1
+            decoding.keep(keep)
+            rows, tokens, writing = rows[keep], tokens[keep], writing[keep]
+        logits = decoding.step(tokens)
     return completions[:, : step + 1], lengths, ended
 
 

@@ -1,0 +1,74 @@
+"""Decoding in fixed room, which a GPU captures as a graph; here its steps run as they are, and on a GPU as captured."""
+
+import pytest
+import torch
+
+from rhythm import captured, rollout
+from rhythm.captured import CapturedDecoding, can_capture
+from rhythm.decoding import make_cache
+from rhythm.rollout import sample
+from tests.models import tiny_model
+from tests.policies import word_tokenizer
+from tests.test_rollout import PAD, SLIDING, WORDS, first_steps, greedily, often_ending, peaked, put_on, ragged_prompts
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """How many rows and how much room each step had; a small cache, so that it is soon full."""
+    seen = []
+    step = CapturedDecoding.step
+
+    def counted(self, tokens):
+        logits = step(self, tokens)
+        seen.append((len(tokens), self.room))
+        return logits
+
+    monkeypatch.setattr(CapturedDecoding, "step", counted)
+    monkeypatch.setattr(captured, "ROOM", 16)
+    monkeypatch.setattr(rollout, "can_capture", lambda model, cache: True)
+    return seen
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("kind", "shared"), [("qwen3", 2), ("qwen3", 4), ("llama", 2)])
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_greedy_completions_are_those_of_generate(kind, shared, group_size, device, steps):
+    model, prompts = peaked(kind, num_key_value_heads=shared).to(device), put_on(device, ragged_prompts())
+    eos = often_ending(greedily(model, prompts, None, 50))
+    expected = greedily(model, prompts, eos, 50)
+    assert len(set(first_steps(expected, eos))) >= 4
+    tokenizer = word_tokenizer(WORDS, pad=f"w{PAD}", eos=f"w{eos}")
+    found = sample(model, tokenizer, prompts, group_size=group_size, max_completion_tokens=50, temperature=0)
+    assert torch.equal(found.completion_ids, expected.repeat_interleave(group_size, 0))
+    rooms = [room for _, room in steps]
+    assert rooms[0] == 24  # twice the longest prompt, by eights
+    assert rooms[-1] == 64  # 11 + 50, by eights
+    assert sorted(set(rooms)) == [24, 48, 64]
+    rows = [count for count, _ in steps]
+    assert rows[0] == 6 * group_size > rows[-1]  # finished rows were dropped where the cache grew
+
+
+def test_room_is_asked_for_with_the_rows_that_are_left():
+    model = tiny_model("qwen3")
+    ids = torch.ones(4, 16, dtype=torch.long)
+    cache = make_cache(model.config)
+    model(input_ids=ids, past_key_values=cache)
+    decoding = CapturedDecoding(model, cache, torch.ones(4, 16, dtype=torch.bool), torch.full((4, 1), 16), limit=600)
+    assert [decoding.should_drop(count) for count in (4, 3, 1)] == [False, False, False]
+    decoding.written = decoding.room
+    assert [decoding.should_drop(count) for count in (4, 3)] == [False, True]  # it will be captured anew anyway
+
+
+def test_what_a_graph_could_not_hold_is_left_to_plain_steps():
+    for kind, changes in (("qwen3", {}), ("qwen3", SLIDING), ("gpt2", {})):
+        model = tiny_model(kind, **changes)
+        assert not can_capture(model, make_cache(model.config))  # on a CPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_on_a_gpu_it_is_chosen_where_it_can_be():
+    for kind, changes, expected in (("qwen3", {}, True), ("llama", {}, True), ("qwen3", SLIDING, False)):
+        model = tiny_model(kind, **changes).to("cuda")
+        assert can_capture(model, make_cache(model.config)) == expected
