@@ -28,7 +28,9 @@ def train(cfg: DictConfig) -> float:
 
 def run(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
+    from lightning.pytorch.utilities import rank_zero_only
 
+    from rhythm.callbacks.observer import check_signals
     from rhythm.data import PromptData
     from rhythm.machine import check_accelerator, check_launcher
     from rhythm.runs import building, open_run
@@ -45,7 +47,8 @@ def run(cfg: DictConfig) -> float:
         policy = instantiate(cfg.policy, _convert_="all")
         task = instantiate(cfg.task, _convert_="all")
         credit = instantiate(cfg.credit, _convert_="all")
-        module = cli.build(cfg.algorithm, policy=policy, task=task, credit=credit)
+        sampler = instantiate(cfg.sampler, _convert_="all")
+        module = cli.build(cfg.algorithm, policy=policy, task=task, credit=credit, sampler=sampler)
         data = PromptData(
             task,
             policy.tokenizer,
@@ -56,7 +59,9 @@ def run(cfg: DictConfig) -> float:
             chat=policy.chat,
         )
         callbacks = [instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()]
-        module.check_signals(callbacks)
+        check_signals(credit, callbacks)
+        if not rank_zero_only.rank:
+            sampler.prepare(policy)  # a server that is not there is told before anything is begun
         loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
         for logger in loggers:
             logger.log_hyperparams(knobs(cfg))

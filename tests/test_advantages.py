@@ -78,6 +78,15 @@ def test_credit_scales_the_advantages_of_the_chosen_sign(sign, expected):
     assert shape_advantages(advantages, credit, sign).tolist() == expected
 
 
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+def test_importance_weighs_advantages_of_either_sign(sign):
+    advantages, credit = torch.tensor([2.0, -1.0]), torch.tensor([[1.5, 1.0]] * 2)
+    importance = torch.tensor([[0.5, 2.0], [2.0, 1.0]])
+    plain = shape_advantages(advantages, credit, sign)
+    assert torch.equal(shape_advantages(advantages, credit, sign, importance), plain * importance)
+    assert torch.equal(shape_advantages(advantages, credit, sign, torch.ones(2, 2)), plain)
+
+
 def test_shapes_and_signs_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"advantages \(3,\) are not the \[N\] of credit \(2, 3\)"):
         shape_advantages(torch.zeros(3), torch.ones(2, 3))

@@ -152,6 +152,13 @@ def test_what_optimizer_and_schedule_refuse(here, tiny_folder, tmp_path, overrid
     assert_one_line(outcome, *words)
 
 
+def test_a_server_that_is_not_there_is_told_before_anything_is_begun(here, tiny_folder, tmp_path):
+    sampler = ["sampler=vllm", "sampler.url=http://127.0.0.1:9", "sampler.patience=0.05"]
+    outcome = here("train.py", *local(tiny_folder, *sampler, f"output_dir={tmp_path / 'run'}"))
+    assert_one_line(outcome, "sampler.url=http://127.0.0.1:9: no answer", "Connection refused", "experiments/vllm")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_policy_that_is_not_there(here, tmp_path):
     outcome = here("train.py", "policy=local", f"policy.path={tmp_path / 'nowhere'}")
     assert_one_line(outcome, f"policy.path={tmp_path / 'nowhere'}: there is no such folder")

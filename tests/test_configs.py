@@ -47,7 +47,7 @@ def test_an_experiment_is_a_diff_with_its_command_and_composes(experiment):
 
 
 @pytest.mark.parametrize(
-    "group", ["policy", "task", "credit", "signals", "algorithm", "trainer", "callbacks", "logger"]
+    "group", ["policy", "task", "credit", "signals", "algorithm", "sampler", "trainer", "callbacks", "logger"]
 )
 def test_every_option_of_every_group_composes(group):
     for option in options(group):

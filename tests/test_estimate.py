@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig
 
 from rhythm.allocations import Allocations
-from rhythm.estimate import Workload, estimate, learn, report
+from rhythm.estimate import Workload, estimate, learn, report, workload
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from tests.test_configs import composed
@@ -74,3 +75,12 @@ def test_the_report_names_each_gpu(tiny_folder):
     told = report(composed("experiment=anchor", "policy=local", f"policy.path={tiny_folder}"))
     assert "each of 1 devices: 128 completions an iteration, 512 sampled at once, 256 + 200 tokens" in told
     assert "A100        fits   80 GiB" in told
+
+
+def test_what_a_server_samples_is_not_counted_here(tiny_folder):
+    small = ["policy=local", f"policy.path={tiny_folder}", "callbacks.evaluation.prompts_at_once=4"]
+    assert workload(composed(*small), AutoConfig.from_pretrained(tiny_folder)).sampled == 128
+    told = report(composed(*small, "sampler=vllm"))
+    assert "128 completions an iteration, 32 sampled at once" in told  # for evaluation
+    assert "A100        fits   80 GiB      0.0" in told
+    assert "What the server of sampler.url needs is not in it" in told

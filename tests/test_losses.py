@@ -7,6 +7,7 @@ from rhythm.losses import (
     clipped_surrogate,
     clipped_tokens,
     entropies,
+    importance_weights,
     kl_estimate,
     loss_weights,
     masked_mean,
@@ -142,6 +143,42 @@ def test_masked_mean_ignores_what_is_outside():
     values = torch.tensor([[1.0, 2.0, 6.0], [3.0, math.nan, math.inf], [math.nan] * 3])
     assert masked_mean(values, MASK) == 3.0
     assert masked_mean(values, torch.zeros_like(MASK)) == 0.0
+
+
+# ---- a sampler that is not the scorer
+
+
+def test_importance_weights_are_ratios_cut_at_the_cap():
+    scorer = torch.tensor([[0.5, 0.3, 0.9, 0.2, 0.1]]).log().requires_grad_()
+    sampler = torch.tensor([[0.5, 0.6, 0.5, 0.05, 0.0]]).log()
+    mask = torch.tensor([[True, True, True, True, False]])
+    weights = importance_weights(scorer, sampler, mask, cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5, 1.8, 2.0, 1.0]]))  # 0.2 / 0.05 is 4
+    assert not weights.requires_grad
+    assert importance_weights(scorer, sampler, mask, cap=1.0).tolist() == [[1.0, pytest.approx(0.5), 1.0, 1.0, 1.0]]
+
+
+def test_importance_weights_make_expectations_under_the_sampler_those_under_the_scorer():
+    scorer, sampler = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.3, 0.5, 0.2])
+    weights = importance_weights(scorer.log()[None], sampler.log()[None], torch.ones(1, 3).bool(), cap=2.0)
+    torch.testing.assert_close(sampler * weights[0], scorer)
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_the_surrogate_of_weighted_advantages_is_the_weighted_surrogate(dual_clip):
+    """So that the weights may come with the advantages; clipping does not see them."""
+    draw = torch.Generator().manual_seed(0)
+    logps, old_logps, advantages = torch.randn(3, 4, 50, generator=draw)
+    weights = 2 * torch.rand(4, 50, generator=draw)
+    arguments = (torch.ones(4, 50).bool(), 0.2, 0.28, dual_clip)
+    weighted = clipped_surrogate(logps, old_logps, weights * advantages, *arguments)
+    torch.testing.assert_close(weighted, weights * clipped_surrogate(logps, old_logps, advantages, *arguments))
+    for with_weights, without in zip(
+        clipped_tokens(logps, old_logps, weights * advantages, *arguments),
+        clipped_tokens(logps, old_logps, advantages, *arguments),
+        strict=True,
+    ):
+        assert torch.equal(with_weights, without)
 
 
 # ---- KL

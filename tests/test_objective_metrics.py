@@ -5,7 +5,8 @@ import torch
 from torch import nan
 
 from rhythm.credit import AnchorCredit, UniformCredit
-from rhythm.metrics import credit_metrics, punctuation, rollout_metrics
+from rhythm.losses import importance_weights
+from rhythm.metrics import credit_metrics, importance_metrics, punctuation, rollout_metrics
 from rhythm.objective import Objective
 from rhythm.stopping import Stopping
 from rhythm.types import AttentionSignals, Rollout
@@ -94,6 +95,27 @@ def test_the_numbers_of_a_rollout():
             "completions/clipped_ratio": 0.25,
         }
     )
+
+
+def test_the_distance_between_a_sampler_and_the_scorer():
+    rollout = hand_made()
+    rollout.sampler_logps, rollout.old_logps = torch.full((4, 3), 99.0), torch.zeros(4, 3)
+    mask = rollout.completion_mask
+    rollout.sampler_logps[mask] = torch.tensor([-1.0, -1.0, -2.0, -1.0, -1.0, -1.0, -3.0, -1.0])
+    rollout.old_logps[mask] = torch.tensor([-1.0, -1.5, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0])
+    differences = {
+        "sampling/sampling_logp_difference/mean": (0.5 + 1 + 2) / 8,
+        "sampling/sampling_logp_difference/max": 2.0,
+        "sampling/kl": (math.exp(-0.5) - 0.5 + math.e - 2 + math.exp(2) - 3) / 8,  # Σ exp(d) − 1 − d
+    }
+    assert importance_metrics(rollout) == pytest.approx(differences)
+    rollout.importance = importance_weights(rollout.old_logps, rollout.sampler_logps, mask, cap=2.0)
+    weights = {
+        "sampling/importance_sampling_ratio/mean": (5 + math.exp(-0.5) + 2 + 2) / 8,
+        "sampling/importance_sampling_ratio/truncated": 2 / 8,  # e and e² are above 2
+    }
+    assert importance_metrics(rollout) == pytest.approx(differences | weights)
+    assert set(rollout_metrics(rollout, 2)) == {*rollout_metrics(hand_made(), 2), *differences, *weights}
 
 
 def test_samples_whose_reward_failed_are_counted_and_in_no_other_number():

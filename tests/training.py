@@ -128,7 +128,10 @@ class SteppedCredit(CreditStrategy):
 
 
 def naive_gradient(rollout, *, aggregation="sequence_mean", max_tokens=60, sign="both", beta=0.0, drop_truncated=False):
-    """Eq. 12 with Eq. 13 written down row by row, at a ratio of one; the policy is made and perturbed as in `run`."""
+    """Eq. 12 with Eq. 13 written down row by row, at a ratio of one; the policy is made and perturbed as in `run`.
+
+    Where the rollout has importance weights, each token's surrogate is multiplied by its own.
+    """
     seed_adapter(0)
     policy = perturb(Policy(EMBEDDED, rank=4, alpha=8))
     mask = rollout.completion_mask
@@ -146,7 +149,8 @@ def naive_gradient(rollout, *, aggregation="sequence_mean", max_tokens=60, sign=
         with policy.reference(), torch.no_grad():
             reference = sequence_logps(policy, ids)[prompt - 1 :]
         difference = reference - logps
-        per_token = -ratio * weight * rollout.advantages[i] + beta * (difference.exp() - 1 - difference)
+        importance = 1.0 if rollout.importance is None else rollout.importance[i, :length]
+        per_token = -ratio * weight * rollout.advantages[i] * importance + beta * (difference.exp() - 1 - difference)
         divisor = {"sequence_mean": length * len(mask), "token_mean": tokens, "constant": len(mask) * max_tokens}
         loss = loss + per_token.sum() / divisor[aggregation]
     loss.backward()

@@ -60,13 +60,17 @@ def equal_rewards(groups: Tensor) -> Tensor:
     return highest <= lowest  # also where none is finite
 
 
-def shape_advantages(advantages: Tensor, credit: Tensor, sign: Sign = "both") -> Tensor:
+def shape_advantages(
+    advantages: Tensor, credit: Tensor, sign: Sign = "both", importance: Tensor | None = None
+) -> Tensor:
     """Spread each response's advantage over its tokens, Ã_t = γ_t·A of Eq. 13 in arXiv:2510.13554.
 
     Args:
         advantages: [N].
         credit: [N, T], γ_t.
         sign: which advantages credit scales; "positive" means nonnegative, as in the paper's first version.
+        importance: [N, T] ≥ 0, weights of the policy loss, whatever the sign: the clipped surrogate of w·Ã is w times
+            that of Ã. None is 1 everywhere.
     Returns:
         [N, T]; rows of the other sign hold their plain advantage.
     """
@@ -75,7 +79,7 @@ def shape_advantages(advantages: Tensor, credit: Tensor, sign: Sign = "both") ->
     if sign not in get_args(Sign):
         raise ValueError(f"sign must be one of {get_args(Sign)}, not {sign!r}")
     advantages = advantages[:, None]
-    if sign == "both":
-        return advantages * credit
-    scaled = advantages >= 0 if sign == "positive" else advantages < 0
-    return advantages * torch.where(scaled, credit, 1.0)
+    if sign != "both":
+        scaled = advantages >= 0 if sign == "positive" else advantages < 0
+        credit = torch.where(scaled, credit, 1.0)
+    return advantages * credit if importance is None else advantages * credit * importance

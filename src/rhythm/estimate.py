@@ -55,6 +55,7 @@ class Workload:
     layers: int  # that are read for signals; 0 without
     precision: str  # Lightning's
     devices: int
+    served: bool = False  # a server writes the completions that are learned from; evaluation is sampled here
 
     @property
     def length(self) -> int:
@@ -140,7 +141,7 @@ def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estima
         read=parts["weights"] + cache // 2,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        steps=work.completion,
+        steps=0 if work.served else work.completion,
         wide=policy.dtype == "float32" and work.precision.startswith("32"),
     )
 
@@ -226,17 +227,19 @@ def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
     prompts = max(1, cfg.prompts_per_iteration // devices)
     evaluated = cfg.callbacks.evaluation.prompts_at_once
     reads = "attention_signals" in cfg.callbacks
+    served = "url" in cfg.sampler
     layers = cfg.signals.layers if isinstance(cfg.signals.layers, str) else list(cfg.signals.layers)
     return Workload(
         rows=prompts * cfg.group_size,
-        sampled=max(prompts * cfg.group_size, evaluated * cfg.callbacks.evaluation.samples),
-        prefilled=max(prompts, evaluated),
+        sampled=max(0 if served else prompts * cfg.group_size, evaluated * cfg.callbacks.evaluation.samples),
+        prefilled=evaluated if served else max(prompts, evaluated),
         micro_batch=min(cfg.micro_batch_size, prompts * cfg.group_size),
         prompt=cfg.prompt_tokens,
         completion=cfg.max_completion_tokens,
         layers=len(resolve_layers(layers, config.num_hidden_layers)) if reads else 0,
         precision=str(cfg.trainer.precision),
         devices=devices,
+        served=served,
     )
 
 
@@ -264,4 +267,6 @@ def report(cfg: DictConfig) -> str:
         shown = "".join(f"{seconds:8.1f}" for seconds in stages.values())
         lines.append(f"{name:9} {fits:>6} {size:4} GiB {shown} {hours:12.1f}")
     lines.append("Memory follows the code; time assumes every completion at its limit, evaluations left out.")
+    if work.served:
+        lines.append("What the server of sampler.url needs is not in it, nor is the time that is waited for it.")
     return "\n".join(lines)

@@ -63,6 +63,24 @@ def clipped_tokens(
     return low, high
 
 
+def importance_weights(old_logps: Tensor, sampler_logps: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights min(π_scorer/π_sampler, C), where another program sampled than the one that scores.
+
+    Its kernels and precision are others, so its tokens come from a slightly different policy: Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training", https://fengyao.notion.site/off-policy-rl.
+
+    Args:
+        old_logps: [N, T], by the scoring pass.
+        sampler_logps: [N, T], by the sampler.
+        mask: [N, T] bool; log-probabilities outside may be anything.
+        cap: C, at least 1.
+    Returns:
+        [N, T] without gradient, to multiply the policy loss of each token; 1 outside the mask.
+    """
+    _check_shapes(old_logps=old_logps, sampler_logps=sampler_logps, mask=mask)
+    return _ratio(old_logps.detach(), sampler_logps, mask).clamp(max=cap)
+
+
 def kl_estimate(logps: Tensor, ref_logps: Tensor, mask: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Estimate KL(policy‖reference) from the policy's own samples, http://joschu.net/blog/kl-approx.html.
 

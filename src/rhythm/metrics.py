@@ -34,6 +34,26 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
     if rollout.ref_logps is not None:
         divergence = kl_estimate(rollout.old_logps, rollout.ref_logps, rollout.completion_mask, "k3")
         metrics["kl"] = float(masked_mean(divergence, rollout.completion_mask))
+    return metrics | (importance_metrics(rollout) if rollout.sampler_logps is not None else {})
+
+
+def importance_metrics(rollout: Rollout) -> dict[str, float]:
+    """How far the sampler was from the policy as it is scored, and what the correction made of it.
+
+    The KL is the k3 estimate of KL(sampler‖policy) in nats a token; of the weights, the mean and the share that the cap
+    cut off.
+    """
+    mask, log_ratio = rollout.completion_mask, rollout.old_logps - rollout.sampler_logps
+    divergence = kl_estimate(rollout.sampler_logps, rollout.old_logps, mask, "k3")
+    metrics = {
+        "sampling/sampling_logp_difference/mean": float(masked_mean(log_ratio.abs(), mask)),
+        "sampling/sampling_logp_difference/max": float(log_ratio.abs().masked_fill(~mask, 0.0).max()),
+        "sampling/kl": float(masked_mean(divergence, mask)),
+    }
+    if rollout.importance is not None:
+        truncated = (log_ratio.exp() > rollout.importance).float()
+        metrics["sampling/importance_sampling_ratio/mean"] = float(masked_mean(rollout.importance, mask))
+        metrics["sampling/importance_sampling_ratio/truncated"] = float(masked_mean(truncated, mask))
     return metrics
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rhythm.advantages import Kind, Sign, group_advantages, shape_advantages
-from rhythm.callbacks.observer import Observers, provided_by
+from rhythm.callbacks.observer import Observers, check_signals
 from rhythm.credit import CreditStrategy
 from rhythm.faults import halved_until_it_fits, not_finite_in, short_of_memory
 from rhythm.metrics import credit_metrics, rollout_metrics
 from rhythm.objective import Objective
 from rhythm.policy import Policy
-from rhythm.rollout import sample
+from rhythm.samplers import LocalSampler, Sampler
 from rhythm.scoring import completion_logps, micro_batches, score
 from rhythm.seeding import derive_seed, generator
 from rhythm.stopwatch import Stopwatch
@@ -43,6 +43,7 @@ class GRPOModule(LightningModule):
         objective: clipping, KL penalty, aggregation.
         optimizer: makes the optimizer from the adapter's parameters.
         scheduler: makes a schedule from the optimizer and `num_training_steps`, counted in updates; None is constant.
+        sampler: writes the completions that are learned from; None is the policy itself.
         iterations: how many the whole run has; only a schedule reads it.
         group_size: G, completions of each prompt.
         updates_per_iteration: optimizer steps, each on its share of the iteration's completions.
@@ -68,6 +69,7 @@ class GRPOModule(LightningModule):
         objective: Objective,
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
+        sampler: Sampler | None = None,
         *,
         iterations: int,
         group_size: int = 8,
@@ -107,6 +109,7 @@ class GRPOModule(LightningModule):
         self.objective = objective
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.sampler = sampler or LocalSampler()
         self.iterations = iterations
         self.group_size = group_size
         self.updates_per_iteration = updates_per_iteration
@@ -145,8 +148,10 @@ class GRPOModule(LightningModule):
                 observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
             seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
             rollout.credit = self.credit(rollout.signals, self.eligible(rollout), seed=seed)
+            rollout.importance = self.sampler.importance(rollout)
+            shaped = shape_advantages(rollout.advantages, rollout.credit, self.sign, rollout.importance)
             with clock("update"):
-                updated = self.update(rollout, shape_advantages(rollout.advantages, rollout.credit, self.sign))
+                updated = self.update(rollout, shaped)
         clock.seconds["score"] -= observed.get("time/signals", 0.0)
         described = rollout_metrics(rollout, self.group_size)
         described |= credit_metrics(rollout, self.credit, self.policy.stopping)
@@ -155,16 +160,17 @@ class GRPOModule(LightningModule):
 
     def sample(self, prompts: Prompts) -> Rollout:
         self.policy.eval()
-        with short_of_memory("prompts_per_iteration, group_size or max_completion_tokens"), self.policy.folded():
-            return sample(
-                self.policy.model,
-                self.policy.tokenizer,
+        if self.trainer.is_global_zero:
+            self.sampler.prepare(self.policy)
+        self.trainer.strategy.barrier()
+        with short_of_memory("prompts_per_iteration, group_size or max_completion_tokens"):
+            return self.sampler.sample(
+                self.policy,
                 prompts,
                 group_size=self.group_size,
                 max_completion_tokens=self.max_completion_tokens,
                 temperature=self.temperature,
-                stopping=self.policy.stopping,
-                generator=generator(self.seed, "sampling", self.iteration, self.global_rank, device=self.device),
+                seed=derive_seed(self.seed, "sampling", self.iteration, self.global_rank),
             )
 
     def score(self, rollout: Rollout, **around: Any) -> tuple[Tensor, Tensor]:
@@ -277,17 +283,8 @@ class GRPOModule(LightningModule):
     # ---- what Lightning asks for
 
     def on_fit_start(self) -> None:
-        self.check_signals(self.trainer.callbacks)
+        check_signals(self.credit, self.trainer.callbacks)
         self.observers = Observers(self)
-
-    def check_signals(self, callbacks: Iterable[Callback]) -> None:
-        """Raises ValueError where the credit reads a signal that none of the callbacks provides."""
-        missing = self.credit.requires - provided_by(callbacks) - {"entropy"}
-        if missing:
-            names = ", ".join(f"`{name}`" for name in sorted(missing))
-            raise ValueError(
-                f"{self.credit.name} credit reads {names}, which no callback provides; add callbacks=attention"
-            )
 
     def configure_optimizers(self) -> Any:
         optimizer = _make("algorithm.optimizer", self.optimizer, self.policy.adapter_parameters())

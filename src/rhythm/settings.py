@@ -16,6 +16,7 @@ FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
 FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
 FREE += ["doctor", "estimate", "prompt_tokens", "command"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
+FREE += [f"sampler.{name}" for name in ("url", "folder", "model", "timeout", "patience")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
 # But for these callbacks' settings: what is learned depends on them, or on what problems it is measured.
 BOUND = ("callbacks.attention_signals", "callbacks.evaluation.problems", "callbacks.evaluation.samples")

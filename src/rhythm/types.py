@@ -40,12 +40,14 @@ class Rollout:
     completion_mask: Tensor  # [N, T], True on sampled tokens, EOS included
     truncated: Tensor  # [N], True where the token limit came before EOS
 
+    sampler_logps: Tensor | None = None  # [N, T], by a sampler that is not the policy itself; zero outside the mask
     rewards: Tensor | None = None  # [N], by the task's verifier; NaN where it failed: such rows teach nothing
     advantages: Tensor | None = None  # [N], by the advantage estimator
     old_logps: Tensor | None = None  # [N, T], by the scoring pass, at the sampling temperature
     ref_logps: Tensor | None = None  # [N, T], the same under the reference; only where beta > 0
     signals: AttentionSignals | None = None  # [N, T]; `entropy` by the scoring pass, the rest by a callback
     credit: Tensor | None = None  # [N, T], γ_t by the credit strategy
+    importance: Tensor | None = None  # [N, T], by the sampler: weights of the policy loss; None is 1 everywhere
 
     def take(self, rows: Tensor) -> Rollout:
         """Some rows of a rollout that was just sampled."""
@@ -59,6 +61,7 @@ class Rollout:
             completion_ids=self.completion_ids[rows],
             completion_mask=self.completion_mask[rows],
             truncated=self.truncated[rows],
+            sampler_logps=None if self.sampler_logps is None else self.sampler_logps[rows],
         )
 
 

@@ -1,6 +1,7 @@
-"""One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER`.
+"""One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER URL`.
 
 Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone.
+Then two updates on completions that a server at URL samples for each.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from rhythm.module import GRPOModule
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.rollout import sample
+from rhythm.samplers import Sampler, VLLMSampler
 from rhythm.seeding import seed_adapter
 from rhythm.tasks.countdown import Countdown
 from rhythm.types import Prompts, Rollout
+from tests.training import EasyCountdown
 
 PROMPTS, GROUP = 6, 6
 CASES = ("sequence_mean", "token_mean", "idle")  # in the last the second process has nothing to learn
@@ -34,6 +37,8 @@ class SplitModule(GRPOModule):
     case = "sequence_mean"
 
     def sample(self, prompts: Prompts) -> Rollout:
+        if self.case == "served":
+            return super().sample(prompts)
         everything = list(self.task.train_problems())[:PROMPTS]
         encoded = self.policy.tokenizer([self.task.prompt(p) for p in everything], return_tensors="pt", padding=True)
         whole = sample(
@@ -51,7 +56,7 @@ class SplitModule(GRPOModule):
         return whole.take(rows.chunk(self.trainer.world_size)[self.global_rank])
 
 
-def fit(devices: int, case: str) -> dict:
+def fit(devices: int, case: str, sampler: Sampler | None = None, *, iterations: int = 1, tokens: int = 150) -> dict:
     """One SGD step at rate 1, unclipped: the adapter moves by minus the gradient."""
     seed_adapter(0)
     policy = Policy("embedded:tiny_countdown", rank=4, alpha=8)
@@ -60,7 +65,7 @@ def fit(devices: int, case: str) -> dict:
         if "lora_B" in name:
             parameter.data.add_(0.03 * torch.randn(parameter.shape, generator=draw))
     before = {name: tensor.clone() for name, tensor in policy.adapter_state().items()}
-    task = Countdown(
+    task = (EasyCountdown if case == "served" else Countdown)(
         count=3,
         number_range=(1, 15),
         train_size=64,
@@ -74,10 +79,11 @@ def fit(devices: int, case: str) -> dict:
         AnchorCredit(),
         Objective(aggregation="token_mean" if case == "token_mean" else "sequence_mean"),
         lambda parameters: torch.optim.SGD(parameters, lr=1.0),
-        iterations=1,
+        sampler=sampler,
+        iterations=iterations,
         group_size=GROUP,
         updates_per_iteration=1,
-        max_completion_tokens=150,
+        max_completion_tokens=tokens,
         micro_batch_size=5,
         max_grad_norm=math.inf,
     )
@@ -95,7 +101,8 @@ def fit(devices: int, case: str) -> dict:
         use_distributed_sampler=False,
         callbacks=[reader],
     )
-    trainer.fit(module, PromptData(task, policy.tokenizer, prompts_per_iteration=PROMPTS, iterations=1, seed=0))
+    data = PromptData(task, policy.tokenizer, prompts_per_iteration=PROMPTS, iterations=iterations, seed=0)
+    trainer.fit(module, data)
     after = policy.adapter_state()
     return {
         "rank": trainer.global_rank,
@@ -110,3 +117,6 @@ if __name__ == "__main__":
     for case in CASES:
         outcome = fit(int(os.environ["WORLD_SIZE"]), case)
         torch.save(outcome, Path(sys.argv[1]) / f"{case}-{outcome['rank']}.pt")
+    sampler = VLLMSampler(sys.argv[2], Path(sys.argv[1]) / "sampler")
+    outcome = fit(int(os.environ["WORLD_SIZE"]), "served", sampler, iterations=2, tokens=12)
+    torch.save(outcome, Path(sys.argv[1]) / f"served-{outcome['rank']}.pt")

@@ -11,18 +11,27 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.split import CASES, fit
+from tests.distributed.split import CASES, PROMPTS, fit
+from tests.samplers.server import Server
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, server):
     """The folder of what two processes did in each case."""
     folder = tmp_path_factory.mktemp("together")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/distributed/split.py"]
-    command = [sys.executable, *launcher, str(folder)]
+    command = [sys.executable, *launcher, str(folder), server.url]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
@@ -43,6 +52,17 @@ def test_two_processes_take_the_step_of_one_with_twice_the_prompts(case, togethe
         assert torch.equal(first["distance"][layer], second["distance"][layer])
     for name in ("reward", "credit/mean", "grad_norm"):
         assert first["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4)
+
+
+def test_the_first_process_alone_gives_a_server_the_adapter_and_the_second_waits(together, server):
+    events = [event.split()[0] for event in server.events]
+    assert events == ["load", "reset", *PROMPTS * ["complete"], "load", "reset", "unload", *PROMPTS * ["complete"]]
+    prompts = [tuple(request["prompt"]) for request in server.requests]
+    assert len(set(prompts[:PROMPTS])) == PROMPTS  # each process has its share, and each prompt its own seed
+    assert len({request["seed"] for request in server.requests}) == 2 * PROMPTS
+    first, second = (torch.load(together / f"served-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first["moved"][name], second["moved"][name]) for name in first["moved"])
+    assert 0 < first["metrics"]["sampling/sampling_logp_difference/max"] <= 1e-4
 
 
 def train(*overrides):

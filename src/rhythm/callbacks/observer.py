@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
+from rhythm.credit import CreditStrategy
 from rhythm.types import Rollout
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ class RolloutObserver(Callback, ABC):
         """After the last update and the metrics of the iteration, with every field of the rollout in place."""
 
 
-def provided_by(callbacks: Iterable[Callback]) -> frozenset[str]:
-    """The signals that some callbacks fill."""
+def check_signals(credit: CreditStrategy, callbacks: Iterable[Callback]) -> None:
+    """Raises ValueError where the credit reads a signal that none of the callbacks provides."""
     observers = [callback for callback in callbacks if isinstance(callback, RolloutObserver)]
-    return frozenset().union(*(observer.provides for observer in observers))
+    missing = credit.requires.difference({"entropy"}, *(observer.provides for observer in observers))
+    if missing:
+        names = ", ".join(f"`{name}`" for name in sorted(missing))
+        raise ValueError(f"{credit.name} credit reads {names}, which no callback provides; add callbacks=attention")
 
 
 class Observers:

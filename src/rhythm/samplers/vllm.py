@@ -1,0 +1,273 @@
+"""Sampling by a vLLM server of its own environment: the adapter is sent as LoRA, completions come back as token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from rhythm.loading import find_source
+from rhythm.losses import importance_weights
+from rhythm.policy import Policy
+from rhythm.rollout import pack
+from rhythm.samplers.base import Sampler
+from rhythm.samplers.server import RefusedError, VLLMServer
+from rhythm.types import Prompts, Rollout
+
+PREFIX = "rhythm-"  # of adapters' names
+AT_ONCE = 256  # requests under way
+
+
+class Completion(NamedTuple):
+    """What the server says of one completion."""
+
+    ids: list[int]  # the token that ends it included
+    logps: list[float]  # of these tokens, in nats
+    truncated: bool  # the token limit came before the end
+
+
+class VLLMSampler(Sampler):
+    """A vLLM server writes, with the policy's adapter as LoRA on a base of its own; nothing is merged.
+
+    No stale adapter is ever sampled from. An adapter's name on the server, and its folder, is a digest of its tensors;
+    whoever samples computes it from the policy at hand, and the server refuses names that are not loaded. A folder is
+    written once, so that the server finds the same adapter there whenever it reads it again, and its prefix cache,
+    which goes by these names, is reset after each swap.
+
+    A server is for one run at a time. Held-out evaluation does not ask it: pass@1 is of the policy as it is scored.
+
+    Args:
+        url: of the server.
+        folder: adapters are written there; the server must see it under the same path.
+        model: the server's name of the base; None is the policy's own path.
+        importance_cap: C ≥ 1; a token's weight is min(π_scorer/π_sampler, C), `importance_weights`; None is 1.
+        timeout: seconds that the completions of one prompt may take.
+        patience: seconds for which a connection that fails is tried again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        importance_cap: float | None = 2.0,
+        timeout: float = 1800.0,
+        patience: float = 60.0,
+    ):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"sampler.url={url}: takes an address like http://127.0.0.1:8000")
+        if importance_cap is not None and importance_cap < 1:
+            raise ValueError(f"sampler.importance_cap={importance_cap}: must be at least 1, or null for no correction")
+        for name, seconds in {"timeout": timeout, "patience": patience}.items():
+            if seconds <= 0:
+                raise ValueError(f"sampler.{name}={seconds}: must be above 0")
+        self.server = VLLMServer(url, timeout=timeout, patience=patience)
+        self.folder = Path(folder).resolve()
+        self.model = model
+        self.importance_cap = importance_cap
+        self._tempered = False  # the server's log-probabilities are known to be of logits / temperature
+
+    # ---- the adapter
+
+    def prepare(self, policy: Policy) -> None:
+        """Gives the server today's adapter, where it has moved, and takes the earlier ones away.
+
+        Raises:
+            ConnectionError: the server does not answer.
+            ValueError: it serves another base, or takes no adapters.
+        """
+        if policy.full:
+            raise ValueError("policy.full=true: sampler=vllm sends an adapter, and there is none; use sampler=local")
+        name = adapter_name(policy)
+        folder, served = self.folder / name, self.server.models()
+        self._check_base(policy, served)
+        if name in served and folder.is_dir():
+            return
+        if name in served:  # from a folder that is gone
+            self.server.unload(name)
+        write_adapter(policy, folder)
+        try:
+            self._load(name, policy)
+            self._reset_prefix_cache()
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+            with suppress(OSError):  # not empty: a run is under way
+                self.folder.rmdir()
+            raise
+        for other, card in served.items():
+            if other != name and Path(card["root"]).parent == self.folder:
+                self.server.unload(other)
+        for other in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f".{PREFIX}*")):
+            if other != folder:
+                shutil.rmtree(other)
+
+    def _check_base(self, policy: Policy, served: dict[str, dict[str, Any]]) -> None:
+        source = find_source(policy.path)
+        wanted = {self.model} if self.model else {policy.path, str(source), str(Path(source).resolve())}
+        bases = {name: card["root"] for name, card in served.items() if card["parent"] is None}
+        if wanted.isdisjoint({*bases, *bases.values()}):
+            key, name = ("sampler.model", self.model) if self.model else ("policy.path", policy.path)
+            raise ValueError(
+                f"{key}={name}: the server at {self.server.url} serves {', '.join(bases)}; start it with the base of "
+                "this policy, or say sampler.model= where that is the same under another name"
+            )
+
+    def _load(self, name: str, policy: Policy) -> None:
+        try:
+            self.server.load(name, self.folder / name)
+        except RefusedError as error:
+            if name in self.server.models():
+                return  # by an earlier attempt, whose answer did not arrive
+            if error.code == 404 and str(self.folder) in str(error):
+                raise ValueError(
+                    f"sampler.folder={self.folder}: the server at {self.server.url} finds no adapter there; name a "
+                    "folder that it sees under the same path"
+                ) from error
+            raise ValueError(
+                f"sampler.url={self.server.url}: the server takes no adapter ({error}); start it with --enable-lora "
+                f"--max-lora-rank {policy.model.peft_config['default'].r} and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+            ) from error
+
+    def _reset_prefix_cache(self) -> None:
+        until = monotonic() + self.server.patience
+        try:
+            while not self.server.reset_prefix_cache():
+                if monotonic() > until:
+                    raise ConnectionError(
+                        f"sampler.url={self.server.url}: others have used the prefix cache for "
+                        f"{self.server.patience:g} s; a server is for one run at a time, start another"
+                    )
+                sleep(0.25)
+        except RefusedError as error:
+            raise ValueError(
+                f"sampler.url={self.server.url}: the server does not reset its prefix cache ({error}); start it with "
+                "VLLM_SERVER_DEV_MODE=1"
+            ) from error
+
+    # ---- completions
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        *,
+        group_size: int,
+        max_completion_tokens: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Rollout:
+        """As `Sampler.sample`, with the server's log-probabilities in `sampler_logps`; `prepare` comes before.
+
+        Every completion has a seed of its own, yet the same seeds need not give the same completions: a server's
+        numbers depend on what it computes together.
+
+        Raises:
+            ConnectionError: the server does not answer.
+            ValueError: it refuses, or its answer is not what was asked for.
+        """
+        self._check_temperature(temperature)
+        request = {
+            "model": adapter_name(policy),
+            "n": group_size,
+            "max_tokens": max_completion_tokens,
+            "temperature": temperature,
+            # Left out, these would be taken from the model's generation_config.json.
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            # What ends a completion is the policy's to say; the model's own end of sequence is among it.
+            "ignore_eos": True,
+            "stop_token_ids": list(policy.stopping.token_ids),
+            "stop": list(policy.stopping.strings),
+            "logprobs": 0,  # none beside the sampled token's
+            "return_token_ids": True,
+        }
+        # The server adds a completion's number to its prompt's seed.
+        seeds = [(seed + number * group_size) % 2**62 for number in range(len(prompts.problems))]
+        ids = [row[kept].tolist() for row, kept in zip(prompts.input_ids, prompts.attention_mask.bool(), strict=True)]
+        answers = self._complete([request | {"prompt": p, "seed": s} for p, s in zip(ids, seeds, strict=True)])
+        completions = [completion for answer in answers for completion in self._read(answer, request)]
+        return to_rollout(prompts, completions, group_size, policy)
+
+    def importance(self, rollout: Rollout) -> Tensor | None:
+        if self.importance_cap is None:
+            return None
+        mask = rollout.completion_mask
+        return importance_weights(rollout.old_logps, rollout.sampler_logps, mask, self.importance_cap)
+
+    def _check_temperature(self, temperature: float) -> None:
+        if temperature == 1 or self._tempered:
+            return
+        mode = self.server.logprobs_mode()
+        if mode != "processed_logprobs":
+            raise ValueError(
+                f"algorithm.temperature={temperature}: the server at {self.server.url} gives {mode}, which are of "
+                "temperature 1; start it with --logprobs-mode processed_logprobs"
+            )
+        self._tempered = True
+
+    def _complete(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        pool = ThreadPoolExecutor(min(len(requests), AT_ONCE))
+        try:
+            return list(pool.map(self.server.complete, requests))
+        except RefusedError as error:
+            lost = "; was it started again? The run goes on with ckpt_path=last" if error.code == 404 else ""
+            raise ValueError(f"sampler.url={self.server.url}: {error}{lost}") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, answer: dict[str, Any], request: dict[str, Any]) -> list[Completion]:
+        completions = []
+        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+            ids, logps, ended = choice.get("token_ids"), choice["logprobs"]["token_logprobs"], choice["finish_reason"]
+            whole = ended == "stop" or (ended == "length" and len(ids or ()) == request["max_tokens"])
+            if answer["model"] != request["model"] or not ids or len(ids) != len(logps) or not whole:
+                raise ValueError(
+                    f"sampler.url={self.server.url}: {len(ids or ())} tokens of {answer['model']} with {len(logps)} "
+                    f"log-probabilities, ended by {ended}, are no completion of {request['max_tokens']} by "
+                    f"{request['model']}; raise --max-model-len, or use the version that experiments/vllm names"
+                )
+            completions.append(Completion(ids, logps, ended == "length"))
+        return completions
+
+
+def adapter_name(policy: Policy) -> str:
+    """The same for adapters that are equal bit for bit, on every rank, and for no others."""
+    config = policy.model.peft_config["default"]
+    scaling = repr((config.lora_alpha, config.r, config.use_rslora))
+    return PREFIX + hashlib.sha256(save(policy.adapter_state(), {"scaling": scaling})).hexdigest()[:24]
+
+
+def write_adapter(policy: Policy, folder: Path) -> None:
+    """Writes beside the folder and renames: whoever sees it sees all of it."""
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}")
+        policy.save_adapter(partial)
+        partial.rename(folder)
+
+
+def to_rollout(prompts: Prompts, completions: Sequence[Completion], group_size: int, policy: Policy) -> Rollout:
+    """N = B·G completions, those of a prompt adjacent, as tensors behind their prompts."""
+    device = prompts.input_ids.device
+    lengths = torch.tensor([len(completion.ids) for completion in completions], device=device)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+    ids, logps = torch.zeros(mask.shape, dtype=torch.long, device=device), torch.zeros(mask.shape, device=device)
+    ids[mask] = torch.tensor([token for completion in completions for token in completion.ids], device=device)
+    logps[mask] = torch.tensor([logp for completion in completions for logp in completion.logps], device=device)
+    truncated = torch.tensor([completion.truncated for completion in completions], device=device)
+    rollout = pack(prompts, ids, mask, truncated=truncated, group_size=group_size, tokenizer=policy.tokenizer)
+    rollout.sampler_logps = logps
+    return rollout
