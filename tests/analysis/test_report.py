@@ -34,7 +34,7 @@ def test_the_report_shows_the_tables_and_escapes_everything(page, found):
     statistic = found.tables["coupling"]["fai_after_waad"]
     assert f"<td>{statistic['observed']:.3f}</td>" in page
     low, high = statistic["shuffled"]["interval"]
-    assert f"<td>{statistic['shuffled']['mean']:.3f} [{low:.3f}, {high:.3f}]</td>" in page
+    assert f"<td>{statistic['shuffled']['mean']:.3f} [{low:.3f}, {high:.3f}]</td>" in page.replace("\u00a0", " ")
     for words in ("As the policy learns", "Table 1", "Table 2", "Table 10", "Table 20", "data:image/png"):
         assert words in page
     for cell in ("0.25 (chance 0.17)", "0.75 (chance 0.24)", "first"):

@@ -115,6 +115,20 @@ def test_every_signal_of_a_token_shows_where_the_mouse_is_or_the_focus(page):
     assert read(page, "document.getElementById('tip').hidden")
 
 
+def test_the_values_follow_their_token_where_the_page_scrolls(page):
+    click(page, "h1")  # the mouse stays away
+    page.execute_script("document.body.style.height = '5000px'; document.querySelector('#tokens .token').focus()")
+    tops = "[document.getElementById('tip'), document.activeElement].map((of) => of.getBoundingClientRect().top)"
+    gap = f"{tops}.reduce((tip, token) => tip - token)"
+    before = read(page, gap)
+    moved = "const done = arguments[0]; addEventListener('scroll', () => setTimeout(done), { once: true });"
+    page.execute_async_script(moved + "scrollTo(0, 40)")
+    assert read(page, gap) == pytest.approx(before, abs=1)
+    assert not read(page, "document.getElementById('tip').hidden")
+    page.execute_async_script(moved + "scrollTo(0, 3000)")  # out of sight
+    assert read(page, "document.getElementById('tip').hidden")
+
+
 def test_the_keyboard_reaches_everything(page):
     for _ in range(5 + 1):  # the columns, then the list
         press(page, "\ue004")

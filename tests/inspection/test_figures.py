@@ -9,8 +9,9 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgba
 
 from rhythm.inspection import drawing
-from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure, wrap
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
 from rhythm.inspection.responses import Response
+from rhythm.inspection.tokens import Scale, tokens_figure, wrap
 from rhythm.types import HeadGroups
 
 HOSTILE = ["\n", "$\\frac{", "\u202e\u0301", "<script>", "日本", "%s {x}", "\x00", "$x$", "שלום"]
@@ -77,6 +78,18 @@ def test_marks_and_strips_stand_under_their_tokens():
     crossed = polygons(figure, "#f0f0f0")
     assert len(crossed) == 2  # in the legend, and the FAI of the last token
     assert crossed[-1][0] == pytest.approx(drawing.LEFT + 4 * pitch)
+
+
+def test_a_strip_is_not_ruled_by_its_largest_value():
+    values = [*np.arange(199) / 198, 50.0]
+    scale = Scale.of(np.array([*values, np.nan]))
+    assert (scale.low, scale.capped) == (0.0, True)
+    assert scale.high == pytest.approx(np.quantile(values, 0.99))
+    assert scale.high < 1.01
+    assert [scale.share(value) for value in (0.0, scale.high / 2, 50.0)] == pytest.approx([0, 0.5, 1])
+    assert "≥ 0.995 nats" in texts(tokens_figure(response(["a"] * 200, entropy=values), "capped"))
+    rare = Scale.of(np.array([1.0] * 199 + [1.5]))  # all but one are equal: the one still shows
+    assert rare == (1.0, 1.5, False)
 
 
 def test_a_response_without_signals_has_the_strips_that_exist():
@@ -147,6 +160,20 @@ def test_both_groups_are_outlined_where_they_are():
     assert centres == {(0, 0, True), (0, 1, False), (1, 0, False)}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "5"]
     assert {"20", "30"} <= set(texts(figure))
+
+
+def test_many_heads_are_marked_by_dots_and_rings_with_a_tick_here_and_there():
+    draw = torch.Generator().manual_seed(0)
+    distance = {layer: torch.rand(32, generator=draw) for layer in range(36)}
+    figure = heads_figure(distance, HeadGroups(local=[(0, 5), (35, 31)], global_=[(7, 2)]), "heads")
+    axes = figure.axes[0]
+    marks = {(line.get_markerfacecolor(), *zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert marks == {(drawing.ORANGE, (5, 0), (31, 35)), ("none", (2, 7))}
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == ["0", "3", "6"]
+    assert len(axes.get_xticks()) <= 12
+    assert {"● dot: local heads", "○ ring: global heads"} <= set(texts(figure))
+    assert not axes.texts  # a thousand numbers would be none
+    assert drawing.pixels(figure).shape[0] >= 700
 
 
 def test_pictures_are_small_and_as_wide_as_tensorboard_shows_them_twice():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rhythm.inspection.drawing import new_figure
-from rhythm.inspection.page import document, fitting, picture, quantised, rollout_page, viewer_data
+from rhythm.inspection.page import document, fitting, picture, quantised, rollout_page, template, viewer_data
 from rhythm.inspection.responses import SIGNALS, Response
 
 
@@ -77,6 +77,28 @@ def test_a_document_names_all_that_it_may_run_and_reaches_for_nothing():
     assert policy.startswith("default-src 'none'")
     assert not re.findall(r'(?:src|href)="(?!data:)|url\(|@import|https?://|style="', page)
     assert "script-src 'none'" in document("Report", "<p>no script</p>")
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb, as the Web Content Accessibility Guidelines define it."""
+    shares = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(one, other):
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_is_legible_on_every_colour_in_light_and_in_dark_mode():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    light, dark = re.findall(r":root \{(.*?)\}", template("page.css"), re.DOTALL)
+    for mode in (light, dark):
+        of = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        for beneath in ("page", "raised", "high", "negative", "hatch"):  # mixtures with the page lie between
+            assert contrast(of["ink"], of[beneath]) >= 4.5, beneath
+        assert min(contrast(of["faint"], of[beneath]) for beneath in ("page", "raised")) >= 4.5
+        assert min(contrast(of[mark], of["page"]) for mark in ("preplan", "anchor", "focus")) >= 3  # no text
 
 
 def test_a_figure_stands_in_the_page():

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings
-from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.page import document, fitting, picture, viewer, viewer_data, viewer_script
 from rhythm.inspection.responses import Response, describe
+from rhythm.inspection.tokens import tokens_figure
 from rhythm.policy import Policy
 from rhythm.types import AttentionSignals, Rollout
 
@@ -40,6 +41,7 @@ CONTENT = {
 }
 THROWN = {"shuffle": "one by one", "rotate": "all of a response turned around together"}
 SHOWN_WORDS = 12
+NO_BREAK = "\u00a0"  # a space at which no line ends
 
 
 def report(
@@ -180,7 +182,14 @@ def layers_table(thirds: dict[str, Any]) -> str:
 
 def offsets_table(alignment: dict[str, Any]) -> str:
     rows = [
-        [f"{int(offset):+d}", number(of["observed"]), number(of["expected"]), lift(of), thrown(of), number(of["p"])]
+        [
+            f"{int(offset):+d}".replace("+0", "0"),
+            number(of["observed"]),
+            number(of["expected"]),
+            lift(of),
+            thrown(of),
+            number(of["p"]),
+        ]
         for offset, of in alignment["offsets"].items()
     ]
     return table(
@@ -250,7 +259,7 @@ def table(heading: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 def lift(of: dict[str, Any]) -> str:
     low, high = of["interval"]
-    return f"{of['lift']:+.0%} [{low:+.0%}, {high:+.0%}]"
+    return f"{of['lift']:+.0%} [{low:+.0%}, {high:+.0%}]".replace(" ", NO_BREAK)
 
 
 def thrown(of: dict[str, Any]) -> str:
@@ -259,7 +268,7 @@ def thrown(of: dict[str, Any]) -> str:
 
 
 def interval(value: float, bounds: Sequence[float]) -> str:
-    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]"
+    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]".replace(" ", NO_BREAK)
 
 
 def number(value: float) -> str:

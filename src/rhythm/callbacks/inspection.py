@@ -16,10 +16,11 @@ from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.data import collate_prompts
 from rhythm.inspection.drawing import pixels
-from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure, tokens_figure
+from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.page import rollout_page
 from rhythm.inspection.responses import Response, describe, marked_fraction
+from rhythm.inspection.tokens import tokens_figure
 from rhythm.rollout import sample
 from rhythm.seeding import derive_seed, generator
 from rhythm.types import AttentionSignals as Signals

@@ -22,7 +22,7 @@ from matplotlib.ft2font import FT2Font
 WIDTH = 3.5  # inches
 DPI = 200
 MAP = colormaps["cividis"]
-PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#8a8a8a"
+PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#767676"
 ORANGE, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
 PALE_ORANGE, PALE_BLUE = "#FBE3CC", "#D3E9F7"
 MONO = "DejaVu Sans Mono"  # comes with matplotlib

@@ -15,6 +15,7 @@ const sorting = { column: null, descending: false };
 let signal = data.signals.find((s) => s.name === "credit") ?? data.signals[0];
 let response = null;
 let decoded = null; // of the response: ids, marks, values by signal
+let told = null; // the token whose values are shown
 
 // ---- numbers
 
@@ -140,8 +141,6 @@ function paint() {
     span.style.setProperty("--v", v.toFixed(3));
     span.classList.toggle("undefined", Number.isNaN(value));
     span.classList.toggle("negative", signal.signed && value < 0);
-    span.classList.toggle("half", v > 0.5);
-    span.classList.toggle("most", v > 0.65);
   }
 }
 
@@ -162,7 +161,14 @@ function show(span) {
   $("tip").replaceChildren(text, ` token ${i + 1} of ${response.length}${roles}`, table);
   $("tip").hidden = false;
   span.setAttribute("aria-describedby", "tip");
-  const box = span.getBoundingClientRect();
+  told = span;
+  place();
+}
+
+function place() {
+  if (told === null) return;
+  const box = told.getBoundingClientRect();
+  if (box.bottom < 0 || box.top > innerHeight) return hide();
   const tip = $("tip").getBoundingClientRect();
   const left = Math.max(4, Math.min(box.left, innerWidth - tip.width - 4));
   const below = box.bottom + 6;
@@ -172,6 +178,7 @@ function show(span) {
 }
 
 function hide() {
+  told = null;
   $("tip").hidden = true;
   for (const span of document.querySelectorAll("[aria-describedby=tip]")) span.removeAttribute("aria-describedby");
 }
@@ -197,7 +204,7 @@ function listen() {
   tokens.addEventListener("keydown", (event) => walk(event, event.target, "ArrowLeft", "ArrowRight"));
   tokens.addEventListener("click", (event) => tokenOf(event)?.focus());
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
-  document.addEventListener("scroll", hide, { passive: true });
+  document.addEventListener("scroll", place, { passive: true });
 }
 
 // ---- the switch
