@@ -33,7 +33,7 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
     found, iteration = arms(runs), last_common(runs)
     rows = table(found)
     output.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(output / "compare.csv", index=False)
+    rows.to_csv(output / "compare.csv", index=False, float_format="%.6g")
     draw(rows, metric).savefig(output / "compare.png", dpi=150)
     behind = [f"{run.folder} ends at {run.end}" for run in runs if run.end < max(each.end for each in runs)]
     print(f"after iteration {iteration}, the last that all of them have{': ' if behind else ''}{', '.join(behind)}")

@@ -1,77 +1,64 @@
-"""The README's pictures of a response, a rollout's page and a report: `python experiments/analysis/pictures.py`.
+"""The README's pictures, of a run and an analysis that are there: `python experiments/pictures/pictures.py`.
 
-Of the embedded policy; the two pages are shown by a headless Chromium.
+Figures are taken as TensorBoard shows them, from the last look of the run; its page and the report are shown by a
+headless Chromium.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
-
-from rhythm.analysis.report import report, shown_responses
-from rhythm.analysis.study import CHOSEN, AnalysisSettings, analyze
-from rhythm.attention.definitions import SignalSettings
-from rhythm.cli import CONFIGS
-from rhythm.inspection.drawing import png
-from rhythm.inspection.figures import curves_figure, maps_figure, tokens_figure
-from rhythm.inspection.maps import mean_maps
-from rhythm.inspection.page import rollout_page
-from rhythm.policy import Policy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).parent
-SHOTS = {"page": (1280, 620), "report": (1280, 900)}  # pixels
+FIGURES = {name: f"fresh_2/{name}" for name in ("tokens", "curves", "maps")} | {"heads": "heads/distance"}
+PAGE, REPORT = (1280, 640), (1280, 900)  # pixels
 
 
-def shoot(name: str, page: str) -> None:
-    """A page as a picture of at most 256 colours."""
+def save(picture: Image.Image, name: str) -> None:
+    """With at most 256 colours."""
+    path = HERE / f"{name}.png"
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
+
+
+def shoot(page: Path, size: tuple[int, int]) -> Image.Image:
+    """The upper part of a page."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("error: no chromium here: apt-get install chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
     with tempfile.TemporaryDirectory() as folder:
-        file, shot = Path(folder) / f"{name}.html", Path(folder) / f"{name}.png"
-        file.write_text(page, encoding="utf-8")
-        size = "{},{}".format(*SHOTS[name])
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
-        subprocess.run(
-            [browser, *flags, f"--screenshot={shot}", f"--window-size={size}", file.as_uri()],
-            check=True,
-            capture_output=True,
-        )
-        Image.open(shot).convert("RGB").quantize(256).save(HERE / f"{name}.png", optimize=True)
+        shot = Path(folder) / "shot.png"
+        flags += [f"--screenshot={shot}", "--window-size={},{}".format(*size)]
+        subprocess.run([browser, *flags, page.resolve().as_uri()], check=True, capture_output=True)
+        return Image.open(BytesIO(shot.read_bytes()))
 
 
 def main() -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        task = instantiate(compose("analyze").task, _convert_="all")
-    policy = Policy("embedded:tiny_countdown")
-    settings = AnalysisSettings(  # as in training
-        signals=SignalSettings(horizon=(10, 100)), temperature=1.0, perturbation=None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--run", type=Path, default=Path("logs/pictures/coupled-0"), help="folder of a run with signals"
     )
-    found = analyze(policy, task, settings)
-    responses = shown_responses(policy, found, settings)
-    row = next(i for i, response in enumerate(responses) if response.reward == 1 and 90 < len(response.tokens) < 140)
-    response, rollout = responses[row], found.rollout
-    ids = rollout.input_ids[row][rollout.attention_mask[row]]
-    heads = found.reading.selections[CHOSEN].heads
-    near, far = mean_maps(policy.model, ids, int(rollout.prompt_lengths[row]), heads)
-    figures = {
-        "tokens": tokens_figure(response, "a response"),
-        "curves": curves_figure(response, "WAAD, FAI and entropy"),
-        "maps": maps_figure(near, far, response, "mean maps of both head groups"),
-    }
-    for name, figure in figures.items():
-        (HERE / f"{name}.png").write_bytes(png(figure))
-    shoot("page", rollout_page(responses, "embedded:tiny_countdown", f"{len(responses)} completions."))
-    settings = AnalysisSettings()
-    found = analyze(policy, task, settings)
-    shoot("report", report(policy, found, {"base": found.tables}, {}, settings, title="embedded:tiny_countdown, base"))
+    parser.add_argument("--analysis", type=Path, default=Path("logs/analysis"), help="output of analyze.py")
+    given = parser.parse_args()
+    page, report = max((given.run / "inspect").glob("*.html"), default=None), given.analysis / "report.html"
+    if page is None or not report.is_file():
+        sys.exit(
+            f"error: no page in {given.run / 'inspect'}, or no {report}: README.md has the commands that make them"
+        )
+    looks = EventAccumulator(str(given.run), size_guidance={"images": 0}).Reload()
+    for name, tag in FIGURES.items():
+        save(Image.open(BytesIO(looks.Images(tag)[-1].encoded_image_string)), name)
+    save(shoot(page, PAGE), "page")
+    save(shoot(report, REPORT), "report")
 
 
 if __name__ == "__main__":

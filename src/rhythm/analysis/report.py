@@ -91,8 +91,8 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
     choices = [
         f"Layers {', '.join(map(str, chosen['layers']))}; {settings.head_fraction:g} of their heads are local and as "
         f"many global, {settings.receiver_fraction:g} receivers, by rows {signals.receiver_gap} tokens on and more.",
-        f"WAAD has a window of {signals.window} tokens, FAI a horizon of {signals.horizon[0]} to {high} and at least "
-        f"{signals.min_rows} rows; row: {signals.row}, sink: {signals.sink}.",
+        f"WAAD has a window of {signals.window} tokens, FAI a horizon of {signals.horizon[0]} to {high}; "
+        f"row: {signals.row}, sink: {signals.sink}, min_rows: {signals.min_rows}.",
         f"A peak stands out by {settings.prominence:g} standard deviations of its response's values.",
         f"Credit would amplify {settings.top_fraction:.0%} of a response's tokens: the preplan and anchor marks.",
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -131,10 +132,11 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
         if seeds > 1:
             axes.fill_between(whole.iteration, whole.low, whole.high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="iteration", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     bands = "; bands: 95% by Student's t" if rows.n.max() > 1 else ""
-    axes.legend(frameon=False, fontsize=8, title=f"arm (seeds){bands}", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=8, alignment="left", title=f"arm (seeds){bands}", title_fontsize=8)
     return figure
 
 

@@ -40,7 +40,7 @@ def curves_figure(response: Response, title: str, prominence: float = PROMINENCE
     figure = drawing.new_figure(height)
     put_title(figure, title)
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.13, right=0.98, top=1 - 0.25 / height, bottom=0.35 / height, hspace=0.18)
+    figure.subplots_adjust(left=0.15, right=0.98, top=1 - 0.25 / height, bottom=0.35 / height, hspace=0.18)
     for axes, (name, values), colour in zip(panels, shown.items(), (ORANGE, BLUE, drawing.GREEN), strict=False):
         signal, positions = SIGNALS[name], np.arange(len(values))
         axes.plot(positions, values, color=colour, linewidth=0.8)
@@ -54,6 +54,7 @@ def curves_figure(response: Response, title: str, prominence: float = PROMINENCE
         _tidy(axes)
     panels[-1].set_xlabel("token of the response", size=6.5)
     panels[-1].set_xlim(-1, len(response.tokens))
+    figure.align_ylabels(panels)
     return figure
 
 

@@ -129,7 +129,7 @@ def _header(axes: Axes, response: Response, title: str, problem: str) -> None:
 
 def _legend(axes: Axes, scales: dict[str, Scale], top: float, marks: bool) -> None:
     for place, (name, (low, high, capped)) in enumerate(scales.items()):
-        x, y = LEFT + 119 * (place % 2), top + 10 * (place // 2)
+        x, y = LEFT + 124 * (place % 2), top + 10 * (place // 2)
         signal = SIGNALS[name]
         write(axes, x, y + 5, f"{STRIPS[name]}  {signal.label}", size=5.5)
         write(axes, x + 48, y + 5, _short(low, high), size=5.5, ha="right")
