@@ -24,6 +24,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rhythm.allocator import keep_freed_memory
 from rhythm.faults import Interrupted, short_of_memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,6 +82,7 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
             raise _UserError from error
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        keep_freed_memory()
         _quiet_libraries()
         if os.environ.get("LOCAL_RANK", "0") == "0":  # what was left out of the data, as a plain line on stderr
             logging.getLogger("rhythm").setLevel(logging.INFO)
