@@ -28,6 +28,7 @@ STATISTICS = {  # of Table 2, with the paper's observed value, baseline and lift
         "0.525, 0.369, +42%",
     ),
 }
+LIFTS = ["lift: entropy at WAAD peaks", "lift: receiver peaks that are global", "lift: FAI at or just after WAAD peaks"]
 SIDES = {
     "top": ("highest FAI", "0.534"),
     "bottom": ("lowest FAI", "0.631"),
@@ -177,7 +178,7 @@ def perturbation_tables(found: dict[str, Any]) -> list[str]:
 
 def layers_table(thirds: dict[str, Any]) -> str:
     rows = [[f"{name}, layers {of['layers']}", *(lift(of[each]) for each in STATISTICS)] for name, of in thirds.items()]
-    return table(["third", *(f"lift: {name.replace('_', ' ')}" for name in STATISTICS)], rows)
+    return table(["third", *LIFTS], rows)
 
 
 def offsets_table(alignment: dict[str, Any]) -> str:
@@ -233,9 +234,9 @@ def movement_table(
         else:
             for kind in ("heads", "amplified"):
                 chance = moved[f"{kind}_by_chance"]
-                row += [f"{value:.2f} (chance {chance[each]:.2f})" for each, value in moved[kind].items()]
+                row += [f"{value:.2f} (chance{NO_BREAK}{chance[each]:.2f})" for each, value in moved[kind].items()]
         rows.append(row)
-    heading = ["policy", "reward", *(f"lift: {name.replace('_', ' ')}" for name in STATISTICS)]
+    heading = ["policy", "reward", *LIFTS]
     heading += [f"same {group} heads" for group in ("local", "global", "receiver")]
     heading += [f"same {kind} tokens" for kind in ("preplan", "anchor")]
     halves = ", ".join(f"{value:.2f}" for value in heads["groups"][CHOSEN]["agreement_of_halves"].values())
