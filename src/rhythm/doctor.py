@@ -32,7 +32,7 @@ from rhythm.types import Prompts, Rollout
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-TOLERANCE = 1e-5  # nats; also of |ratio − 1|, as exp is steep by 1 there
+TOLERANCE = 1e-5  # nats; also of |ratio − 1|, as exp is steep by 1 there. More where there is more to round, see below
 CHECKPOINTS = 4  # last, previous, best, and the one being written
 STATES = 3  # of the adapter's size in each: parameters and the two moments of Adam
 EVENTS = 100_000_000  # bytes for everything else in a run's folder
@@ -83,11 +83,14 @@ def check_reference(policy: Policy, rollout: Rollout) -> str:
 def check_first_update(policy: Policy, rollout: Rollout, temperature: float, *, exact: bool) -> str:
     """The passes of an update agree with the scoring pass, and the adapter gets a gradient.
 
+    A token of −10 nats is the difference of numbers ten times as large as one of −1, so its ratio may be off by as much
+    more: the deviation that counts is |ratio − 1| / max(1, −log-probability).
+
     Args:
         exact: everything is computed in float32, so that they must.
     """
     mask = rollout.completion_mask
-    ratios, total = [], torch.zeros((), device=mask.device)
+    deviations, total = [], torch.zeros((), device=mask.device)
     policy.eval()
     with policy.folded():
         old_logps, _ = score(policy.model, rollout, micro_batch_size=len(mask), temperature=temperature)
@@ -95,12 +98,13 @@ def check_first_update(policy: Policy, rollout: Rollout, temperature: float, *, 
         for batch in micro_batches(rollout, torch.arange(len(mask), device=mask.device), 1):
             logps = completion_logps(policy.model, batch, temperature)
             total = total + logps.sum()
-            ratios.append((logps.detach() - old_logps[batch.rows, : logps.shape[1]]).exp())
+            old = old_logps[batch.rows, : logps.shape[1]]
+            deviations.append(((logps.detach() - old).exp() - 1).abs() / (-old).clamp(min=1))
         parameters = policy.adapter_parameters() if total.requires_grad else []
         # Apart from .grad and from the ranks' synchronised backward passes.
         gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
     policy.eval()
-    deviation = float((torch.cat([ratio.flatten() for ratio in ratios]) - 1).abs().max())
+    deviation = float(torch.cat([each.flatten() for each in deviations]).max())
     if exact and not deviation <= TOLERANCE:
         raise ValueError(
             f"the first ratio is off 1 by {deviation:.2g} in float32, more than {TOLERANCE:g}: an update does not "
