@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rhythm import captured, rollout
+from rhythm import rollout
 from rhythm.captured import CapturedDecoding, can_capture
 from rhythm.decoding import make_cache
 from rhythm.rollout import sample
@@ -26,7 +26,7 @@ def steps(monkeypatch):
         return logits
 
     monkeypatch.setattr(CapturedDecoding, "step", counted)
-    monkeypatch.setattr(captured, "ROOM", 16)
+    monkeypatch.setattr("rhythm.captured.ROOM", 16)
     monkeypatch.setattr(rollout, "can_capture", lambda model, cache: True)
     return seen
 
@@ -43,9 +43,7 @@ def test_greedy_completions_are_those_of_generate(kind, shared, group_size, devi
     found = sample(model, tokenizer, prompts, group_size=group_size, max_completion_tokens=50, temperature=0)
     assert torch.equal(found.completion_ids, expected.repeat_interleave(group_size, 0))
     rooms = [room for _, room in steps]
-    assert rooms[0] == 24  # twice the longest prompt, by eights
-    assert rooms[-1] == 64  # 11 + 50, by eights
-    assert sorted(set(rooms)) == [24, 48, 64]
+    assert sorted(set(rooms)) == [24, 64]  # twice the longest prompt; 11 + 50, as it is less than twice as much again
     rows = [count for count, _ in steps]
     assert rows[0] == 6 * group_size > rows[-1]  # finished rows were dropped where the cache grew
 

@@ -71,6 +71,14 @@ def test_checkpointing_activations_saves_memory_and_costs_a_forward_pass(tiny_fo
     assert plain.flops["update"] < less.flops["update"] < 2 * plain.flops["update"]
 
 
+def test_what_devices_send_each_other_is_the_gradient_once_around(tiny_folder):
+    alone, two, eight = (estimated(tiny_folder, devices=n, updates=4) for n in (1, 2, 8))
+    assert alone.reduced == alone.seconds("H100")["reduce"] == 0
+    assert two.reduced == 4 * 4 * two.trained
+    assert eight.reduced == pytest.approx(1.75 * two.reduced)
+    assert eight.seconds("H100")["reduce"] == pytest.approx(eight.reduced / 5e10)
+
+
 def test_the_report_names_each_gpu(tiny_folder):
     told = report(composed("experiment=anchor", "policy=local", f"policy.path={tiny_folder}"))
     assert "each of 1 devices: 128 completions an iteration, 512 sampled at once, 256 + 200 tokens" in told

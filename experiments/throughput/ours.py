@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rewards import REWARDS
 
+from rhythm.allocator import keep_freed_memory
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.cli import CONFIGS
 from rhythm.data import PromptData
@@ -64,6 +65,7 @@ def composed(spec: dict) -> DictConfig:
 
 def main() -> None:
     spec = read_spec()
+    keep_freed_memory()  # as cli.main does
     cfg = composed(spec)
     seed_adapter(cfg.seed)
     policy = instantiate(cfg.policy, _convert_="all")

@@ -8,6 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 STAGES = ("sample", "score", "signals", "update", "reward")
 COLOURS = ("#4c72b0", "#55a868", "#c44e52", "#dd8452", "#8172b3", "#bbbbbb")
 SHAPE = ("policy", "prompts", "group", "updates", "max_tokens", "micro_batch", "threads", "device")
@@ -87,21 +90,30 @@ def stages(ours: list[dict]) -> dict[str, float]:
 
 
 def figure(shapes: dict[str, dict[str, list[dict]]], path: Path) -> None:
-    """A bar for TRL and one for ours, by stage, at each shape."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(3.6 * len(shapes) + 1.6, 3.6), layout="constrained")
-    for axes, (name, sides) in zip(canvas.subplots(1, len(shapes), squeeze=False)[0], shapes.items(), strict=True):
-        axes.bar("TRL", median(values(sides["TRL"], "seconds")), color="#555555", width=0.6)
-        floor = 0.0
-        for (stage, seconds), colour in zip(stages(sides["ours"]).items(), COLOURS, strict=True):
-            axes.bar("ours", seconds, bottom=floor, color=colour, width=0.6, label=f"{stage} {seconds:.2f}")
-            floor += seconds
-        axes.set_title(name, fontsize=8)
-        axes.set_ylabel("seconds an iteration")
-        axes.legend(fontsize=7, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1, 1))
-        axes.spines[["top", "right"]].set_visible(False)
+    """A bar for TRL and one for ours, by stage, at each shape; a row for each device."""
+    by_device: dict[str, list[str]] = {}
+    for name, sides in shapes.items():
+        by_device.setdefault(sides["ours"][0]["device"], []).append(name)
+    columns = max(map(len, by_device.values()))
+    canvas = Figure(figsize=(3.6 * columns + 1.6, 3.4 * len(by_device)), layout="constrained")
+    for grid, names in zip(canvas.subplots(len(by_device), columns, squeeze=False), by_device.values(), strict=True):
+        for axes, name in zip(grid, names, strict=False):
+            bars(axes, name, shapes[name])
+        for empty in grid[len(names) :]:
+            empty.set_axis_off()
     canvas.savefig(path, dpi=110)
+
+
+def bars(axes: Axes, name: str, sides: dict[str, list[dict]]) -> None:
+    axes.bar("TRL", median(values(sides["TRL"], "seconds")), color="#555555", width=0.6)
+    bottom = 0.0
+    for (stage, seconds), colour in zip(stages(sides["ours"]).items(), COLOURS, strict=True):
+        axes.bar("ours", seconds, bottom=bottom, color=colour, width=0.6, label=f"{stage} {seconds:.2f}")
+        bottom += seconds
+    axes.set_title(name, fontsize=8)
+    axes.set_ylabel("seconds an iteration")
+    axes.legend(fontsize=7, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def report(folder: Path) -> str:

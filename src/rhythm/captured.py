@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from rhythm.attention.implementation import decoder
-from rhythm.decoding import Decoding, GrowingLayer
+from rhythm.decoding import IMPLEMENTATION, Decoding, GrowingLayer
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")  # whose decoding never waits for the GPU
 ROOM = 256  # columns of the smallest cache; a larger one has twice as many
@@ -55,20 +55,22 @@ class CapturedDecoding(Decoding):
         self.mask = None  # `visible` has its place
         self.limit = _aligned(limit)
         self.written = mask.shape[1]  # columns
-        self.room = min(self.limit, _aligned(max(ROOM, 2 * self.written)))
+        self.room = self._more_room(max(ROOM // 2, self.written))
         self.column = torch.tensor([self.written], device=mask.device)
         self.tokens = torch.zeros_like(position)
         self.visible = nn.functional.pad(mask, (0, self.room - self.written))[:, None, None]  # [n, 1, 1, room]
-        cache.layers = [FixedLayer(layer, self.column, self.room) for layer in cache.layers]
+        for i, layer in enumerate(cache.layers):  # one by one, so that no more than one is there twice
+            cache.layers[i] = FixedLayer(layer, self.column, self.room)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.logits: Tensor | None = None  # the graph's
 
     def should_drop(self, writing: int) -> bool:
         return super().should_drop(writing) or (self.written == self.room and writing < len(self.position))
 
     def keep(self, rows: Tensor) -> None:
+        self._forget()
         super().keep(rows)
         self.visible, self.tokens = self.visible[rows], self.tokens[rows]
-        self.graph = None
 
     def step(self, tokens: Tensor) -> Tensor:
         if self.written == self.room:
@@ -83,22 +85,31 @@ class CapturedDecoding(Decoding):
         self.written += 1
         return self.logits
 
+    def _more_room(self, columns: int) -> int:
+        """Twice as many columns, or the limit where it is not much more."""
+        return self.limit if self.limit <= 4 * columns else _aligned(2 * columns)
+
     def _grow(self) -> None:
-        self.room = min(self.limit, 2 * self.room)
+        self._forget()
+        self.room = self._more_room(self.room)
         for layer in self.cache.layers:
             layer.grow(self.room)
         self.visible = nn.functional.pad(self.visible, (0, self.room - self.visible.shape[-1]))
-        self.graph = None
+
+    def _forget(self) -> None:
+        """Frees the graph and what it computed, before anything takes their place."""
+        self.graph = self.logits = None
 
     def _capture(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._forward()  # libraries set themselves up; the graph will write the same again
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.logits = self._advance()
+        with torch.cuda.device(self.tokens.device):  # its streams, also where it is not the first GPU
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._forward()  # libraries set themselves up; the graph will write the same again
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                self.logits = self._advance()
 
     def _advance(self) -> Tensor:
         logits = self._forward()
@@ -125,13 +136,19 @@ def _aligned(columns: int) -> int:
 
 
 def can_capture(model: nn.Module, cache: DynamicCache) -> bool:
-    """Whether a step of this model may become a graph: on a GPU, nothing quantized, no window, nothing dynamic."""
-    body = decoder(model)
-    rope = getattr(body.config, "rope_parameters", None) or {}
+    """Whether a step of this model may become a graph: all of it is on one GPU, and `is_plain` holds."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) == 1 and devices.pop().type == "cuda" and is_plain(model, cache)
+
+
+def is_plain(model: nn.Module, cache: DynamicCache) -> bool:
+    """Whether a step never waits: SDPA, which takes the mask as it is, no window, nothing quantized or dynamic."""
+    config = decoder(model).config
+    rope = getattr(config, "rope_parameters", None) or {}
     return (
-        body.device.type == "cuda"
-        and body.config.model_type in MODEL_TYPES
-        and getattr(body.config, "quantization_config", None) is None
+        config.model_type in MODEL_TYPES
+        and config._attn_implementation in ("sdpa", IMPLEMENTATION)
+        and getattr(config, "quantization_config", None) is None
         and rope.get("rope_type", "default") in ("default", "llama3", "linear", "yarn")
         and all(type(layer) is GrowingLayer for layer in cache.layers)
     )

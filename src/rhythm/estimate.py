@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from rhythm.allocations import Allocations, materialise
 from rhythm.attention.blocks import block_size
 from rhythm.attention.heads import resolve_layers
+from rhythm.captured import is_plain
 from rhythm.decoding import fast_decoding, make_cache
 from rhythm.folding import FoldedLinear, folded, make_foldable
 from rhythm.loading import find_dtype, find_source
@@ -39,6 +40,8 @@ GPUS = {
 }
 # Assumed, not measured: shares of peak that large products and reads of whole matrices reach, and seconds a launch.
 USED_FLOPS, USED_BANDWIDTH, LAUNCH = 0.4, 0.7, 6e-6
+CAPTURED = 3e-6  # the same in a captured step
+LINK = 5e10  # assumed bytes/s of each GPU to the others: 400 Gbit/s, as between nodes; within one it is more
 CUDA = 1.0  # GiB, of the CUDA context and libraries
 
 
@@ -55,6 +58,7 @@ class Workload:
     layers: int  # that are read for signals; 0 without
     precision: str  # Lightning's
     devices: int
+    updates: int = 1  # of an iteration
     served: bool = False  # a server writes the completions that are learned from; evaluation is sampled here
 
     @property
@@ -74,6 +78,8 @@ class Estimate:
     parameters: int
     trained: int
     steps: int  # of decoding
+    launch: float  # seconds that an operation of such a step takes at least
+    reduced: float  # bytes of gradients that a device sends in an iteration: a ring sends each 2·(N − 1)/N times
     wide: bool  # float32 products
 
     @property
@@ -84,8 +90,11 @@ class Estimate:
         """Of an iteration's stages, if every completion runs to its limit."""
         _, narrow, wide, bandwidth = GPUS[gpu]
         rate = USED_FLOPS * 1e12 * (wide if self.wide else narrow)
-        step = max(self.read / (USED_BANDWIDTH * bandwidth * 1e12), self.flops["step"] / rate, self.operations * LAUNCH)
-        return {"sample": self.steps * step, **{name: self.flops[name] / rate for name in ("score", "update")}}
+        step = max(
+            self.read / (USED_BANDWIDTH * bandwidth * 1e12), self.flops["step"] / rate, self.operations * self.launch
+        )
+        computed = {name: self.flops[name] / rate for name in ("score", "update")}
+        return {"sample": self.steps * step, **computed, "reduce": self.reduced / LINK}
 
 
 def build(policy: DictConfig, config: PreTrainedConfig) -> nn.Module:
@@ -133,6 +142,7 @@ def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estima
             learn(model, work, objective)
     with FakeTensorMode(), mixed:
         flops = count_flops(build(policy, config), work, objective)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
         parts=parts,
         phases=phases,
@@ -140,8 +150,10 @@ def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estima
         operations=operations,
         read=parts["weights"] + cache // 2,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        trained=trained,
         steps=0 if work.served else work.completion,
+        launch=CAPTURED if is_plain(model, make_cache(model.config)) else LAUNCH,
+        reduced=work.updates * 2 * (1 - 1 / work.devices) * trained * 4,
         wide=policy.dtype == "float32" and work.precision.startswith("32"),
     )
 
@@ -239,6 +251,7 @@ def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
         layers=len(resolve_layers(layers, config.num_hidden_layers)) if reads else 0,
         precision=str(cfg.trainer.precision),
         devices=devices,
+        updates=cfg.updates_per_iteration,
         served=served,
     )
 
@@ -258,14 +271,15 @@ def report(cfg: DictConfig) -> str:
         *(f"{size / GIB:9.2f} GiB  more in {name}" for name, size in found.phases.items()),
         f"{found.peak / GIB:9.2f} GiB  at most, and about {CUDA:.0f} for CUDA itself",
         "",
-        "          memory   seconds: sample  score  update   hours for the run",
+        "          memory   seconds: sample  score  update  reduce   hours for the run  tokens/s",
     ]
     for name, (size, *_) in GPUS.items():
         fits = "fits" if found.peak / GIB + CUDA <= size else "short"
         stages = found.seconds(name)
-        hours = sum(stages.values()) * cfg.iterations / 3600
-        shown = "".join(f"{seconds:8.1f}" for seconds in stages.values())
-        lines.append(f"{name:9} {fits:>6} {size:4} GiB {shown} {hours:12.1f}")
+        seconds = sum(stages.values())
+        hours, rate = seconds * cfg.iterations / 3600, work.devices * work.rows * work.completion / seconds
+        shown = "".join(f"{each:8.1f}" for each in stages.values())
+        lines.append(f"{name:9} {fits:>6} {size:4} GiB {shown} {hours:12.1f} {rate:15.0f}")
     lines.append("Memory follows the code; time assumes every completion at its limit, evaluations left out.")
     if work.served:
         lines.append("What the server of sampler.url needs is not in it, nor is the time that is waited for it.")

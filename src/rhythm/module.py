@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -23,6 +21,7 @@ from rhythm.faults import halved_until_it_fits, not_finite_in, short_of_memory
 from rhythm.metrics import credit_metrics, rollout_metrics
 from rhythm.objective import Objective
 from rhythm.policy import Policy
+from rhythm.policy_module import PolicyModule
 from rhythm.samplers import LocalSampler, Sampler
 from rhythm.scoring import completion_logps, micro_batches, score
 from rhythm.seeding import derive_seed, generator
@@ -33,7 +32,7 @@ from rhythm.types import AttentionSignals, Prompts, Rollout
 log = logging.getLogger(__name__)
 
 
-class GRPOModule(LightningModule):
+class GRPOModule(PolicyModule):
     """Group relative policy optimization of a LoRA policy, its advantages shaped token by token by a credit strategy.
 
     Args:
@@ -85,7 +84,8 @@ class GRPOModule(LightningModule):
         max_not_finite: int = 5,
         seed: int = 0,
     ):
-        super().__init__()
+        sizes = {"iterations": iterations, "updates_per_iteration": updates_per_iteration}
+        super().__init__(policy, optimizer, scheduler, **sizes)
         counts = {
             "iterations": iterations,
             "group_size": group_size,
@@ -102,17 +102,11 @@ class GRPOModule(LightningModule):
         for name, value, options in (("advantage", advantage, get_args(Kind)), ("sign", sign, get_args(Sign))):
             if value not in options:
                 raise ValueError(f"algorithm.{name}={value}: use one of {', '.join(options)}")
-        self.automatic_optimization = False
-        self.policy = policy
         self.task = task
         self.credit = credit
         self.objective = objective
-        self.optimizer = optimizer
-        self.scheduler = scheduler
         self.sampler = sampler or LocalSampler()
-        self.iterations = iterations
         self.group_size = group_size
-        self.updates_per_iteration = updates_per_iteration
         self.max_completion_tokens = max_completion_tokens
         self.micro_batch_size = micro_batch_size
         self.temperature = temperature
@@ -123,12 +117,10 @@ class GRPOModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.max_not_finite = max_not_finite
         self.seed = seed
-        self.iteration = 0  # the last one finished or, inside training_step, the one under way
-        self.not_finite = 0  # updates in a row that were skipped, up to the latest
-        self.metrics: dict[str, float] = {}  # the latest value of each
-        self.evaluated_at: int | None = None  # the iteration of the latest held-out evaluation
 
-    # ---- the algorithm
+    def on_fit_start(self) -> None:
+        check_signals(self.credit, self.trainer.callbacks)
+        self.observers = Observers(self)
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> None:
         self.iteration += 1
@@ -279,67 +271,3 @@ class GRPOModule(LightningModule):
         least = self.micro_batch_size if isinstance(self.trainer.strategy, ParallelStrategy) else 1
         result, self.micro_batch_size = halved_until_it_fits(compute, self.micro_batch_size, least=least)
         return result
-
-    # ---- what Lightning asks for
-
-    def on_fit_start(self) -> None:
-        check_signals(self.credit, self.trainer.callbacks)
-        self.observers = Observers(self)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = _make("algorithm.optimizer", self.optimizer, self.policy.adapter_parameters())
-        if self.scheduler is None:
-            return optimizer
-        # A warm-up begins at a rate of 0 and a decay ends there; an update at 0 would be lost, so neither is taken.
-        updates = self.iterations * self.updates_per_iteration
-        scheduler = _make("algorithm.scheduler", self.scheduler, optimizer=optimizer, num_training_steps=updates + 1)
-        scheduler.step()
-        return [optimizer], [scheduler]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The adapter alone: the base is named by the run's config."""
-        return self.policy.adapter_state()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
-        self.policy.load_adapter_state(dict(state_dict))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["iteration"] = self.iteration
-        checkpoint["not_finite"] = self.not_finite
-        checkpoint["base"] = self.policy.fingerprint()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.policy.check_base(checkpoint["base"])
-        self.iteration = checkpoint["iteration"]
-        self.not_finite = checkpoint["not_finite"]
-        # The trainer asks whether the epoch, which is the run, was over; a run whose `iterations` was raised goes on.
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        progress["is_last_batch"] = self.iteration >= self.iterations
-
-    # ---- numbers
-
-    def record(self, metrics: dict[str, float]) -> None:
-        """Logs scalars, averaged over the ranks, at this iteration."""
-        values = self.over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device), "mean")
-        reduced = dict(zip(metrics, values.tolist(), strict=True))
-        self.metrics |= reduced
-        for logger in self.loggers:
-            logger.log_metrics(reduced, step=self.iteration)
-            logger.save()
-
-    def synchronised(self, now: bool) -> AbstractContextManager:
-        """Ranks share their gradients in the last backward pass of a step only; alone there is nothing to share."""
-        strategy = self.trainer.strategy
-        return nullcontext() if now or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
-
-    def over_ranks(self, value: Tensor, operation: str) -> Tensor:
-        """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""
-        return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op=operation)
-
-
-def _make(key: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a factory of the config makes; ValueError names the key where it refuses its settings."""
-    try:
-        return factory(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}: {error}") from error

@@ -25,6 +25,7 @@ class Stopping:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int] = (), strings: Sequence[str] = ()):
         self.tokenizer = tokenizer
         self.token_ids = tuple(sorted({tokenizer.eos_token_id, *token_ids}))
+        self._ids = torch.tensor(self.token_ids)
         self.strings = tuple(strings)
         for string in self.strings:
             ids = tokenizer(string, add_special_tokens=False)["input_ids"]
@@ -35,7 +36,9 @@ class Stopping:
 
     def is_end(self, ids: Tensor) -> Tensor:
         """True on ends of sequence; of any shape."""
-        return torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
+        if self._ids.device != ids.device:
+            self._ids = self._ids.to(ids.device)  # once: a copy makes a GPU wait
+        return torch.isin(ids, self._ids)
 
     def ended(self, written: Tensor, rows: Tensor) -> Tensor:
         """Whether the latest token of some completions ends them.
