@@ -43,7 +43,7 @@ BOUNDS = {
     "threads": ("threads", 0.0),
     "children": ("child processes", 0.0),
     "files": ("files in the run's folder; best.ckpt may come late", 1.0),
-    "event_kb": ("TensorBoard's events, KB an iteration", 6.0),
+    "event_kb": ("TensorBoard's events, KB an iteration", 80.0),
     "other_kb": ("every other file of the run, in checkpoints; best.ckpt may come late", 1.01),
     "cpu_seconds": ("CPU seconds an iteration, as a share of what it was", 0.25),
 }
