@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import torch
@@ -80,7 +81,10 @@ def start(python: str, base: Path, dtype: str, log: Path) -> subprocess.Popen:
     """A server that answers."""
     flags = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     words = ["-m", "vllm.entrypoints.openai.api_server", "--model", base, "--dtype", dtype, *SERVED.split()]
-    words += ["--host", "127.0.0.1", "--port", URL.rpartition(":")[2]]
+    port = int(URL.rpartition(":")[2])
+    words += ["--host", "127.0.0.1", "--port", port]
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # the port is free: OSError where another server would be measured
     with log.open("w") as output:
         server = subprocess.Popen(
             [python, *map(str, words)], env=os.environ | flags, stdout=output, stderr=output, start_new_session=True
@@ -88,12 +92,19 @@ def start(python: str, base: Path, dtype: str, log: Path) -> subprocess.Popen:
     until = time.monotonic() + 300
     while time.monotonic() < until and server.poll() is None:
         try:
-            urlopen(f"{URL}/health").close()
-            return server
-        except URLError:
+            urlopen(f"{URL}/health", timeout=10).close()
+            if server.poll() is None:
+                return server
+        except OSError:
             time.sleep(1)
-    os.killpg(server.pid, signal.SIGKILL)
+    stop(server, signal.SIGKILL)
     raise OSError(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+def stop(server: subprocess.Popen, how: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself, with its workers
+        os.killpg(server.pid, how)
+    server.wait(60)
 
 
 def train(base: Path, dtype: str, folder: Path) -> list[dict[str, str]]:
@@ -104,7 +115,16 @@ def train(base: Path, dtype: str, folder: Path) -> list[dict[str, str]]:
     with next(folder.glob("**/metrics.csv")).open(newline="") as file:
         for row in csv.DictReader(file):
             rows.setdefault(int(row["step"]), {}).update({key: value for key, value in row.items() if value})
-    return [{"iteration": str(i), **{short: rows[i][tag] for tag, short in NUMBERS.items()}} for i in sorted(rows) if i]
+    return [
+        {"iteration": str(i), **{NUMBERS[tag]: rounded(tag, rows[i][tag]) for tag in NUMBERS}}
+        for i in sorted(rows)
+        if i
+    ]
+
+
+def rounded(tag: str, number: str) -> str:
+    """To four digits; a ratio is near one, and what it is off takes two more."""
+    return f"{float(number):.{6 if 'ratio' in tag else 4}g}"
 
 
 def main(python: str) -> None:
@@ -117,8 +137,7 @@ def main(python: str) -> None:
             try:
                 rows = train(base, scored, Path(scratch) / name.replace(" ", "-"))
             finally:
-                os.killpg(server.pid, signal.SIGTERM)
-                server.wait(60)
+                stop(server, signal.SIGTERM)
             lines += [{"server": served, "scorer": scored, **row} for row in rows]
     with (HERE / "results.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
