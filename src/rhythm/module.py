@@ -152,9 +152,7 @@ class GRPOModule(PolicyModule):
 
     def sample(self, prompts: Prompts) -> Rollout:
         self.policy.eval()
-        if self.trainer.is_global_zero:
-            self.sampler.prepare(self.policy)
-        self.trainer.strategy.barrier()
+        self.on_first_rank(lambda: self.sampler.prepare(self.policy))
         with short_of_memory("prompts_per_iteration, group_size or max_completion_tokens"):
             return self.sampler.sample(
                 self.policy,

@@ -98,6 +98,18 @@ class PolicyModule(LightningModule):
         """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""
         return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op=operation)
 
+    def on_first_rank(self, act: Callable[[], None]) -> None:
+        """Acts on the first rank while the others wait. OSError or ValueError there is raised on every rank."""
+        failed: Exception | None = None
+        if self.trainer.is_global_zero:
+            try:
+                act()
+            except (OSError, ValueError) as error:
+                failed = error
+        message = self.trainer.strategy.broadcast(failed and str(failed))
+        if message is not None:
+            raise failed or ValueError(message)
+
 
 def _make(key: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a factory of the config makes; ValueError names the key where it refuses its settings."""

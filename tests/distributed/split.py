@@ -1,7 +1,7 @@
 """One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER URL`.
 
 Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone.
-Then two updates on completions that a server at URL samples for each.
+Then two updates on completions that a server at URL samples for each, and one of a sampler without a server.
 """
 
 from __future__ import annotations
@@ -120,3 +120,7 @@ if __name__ == "__main__":
     sampler = VLLMSampler(sys.argv[2], Path(sys.argv[1]) / "sampler")
     outcome = fit(int(os.environ["WORLD_SIZE"]), "served", sampler, iterations=2, tokens=12)
     torch.save(outcome, Path(sys.argv[1]) / f"served-{outcome['rank']}.pt")
+    try:
+        fit(int(os.environ["WORLD_SIZE"]), "served", VLLMSampler("http://127.0.0.1:1", sys.argv[1], patience=0.1))
+    except (OSError, ValueError) as error:
+        (Path(sys.argv[1]) / f"failed-{os.environ['RANK']}").write_text(str(error))

@@ -65,6 +65,12 @@ def test_the_first_process_alone_gives_a_server_the_adapter_and_the_second_waits
     assert 0 < first["metrics"]["sampling/sampling_logp_difference/max"] <= 1e-4
 
 
+def test_what_fails_in_the_first_process_is_raised_in_both(together):
+    first, second = ((together / f"failed-{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert "sampler.url=http://127.0.0.1:1: no answer to /v1/models" in first
+
+
 def train(*overrides):
     command = [sys.executable, "train.py", "experiment=anchor", "trainer=ddp", "trainer.accelerator=cpu", "debug=smoke"]
     return subprocess.Popen(
