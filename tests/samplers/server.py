@@ -37,7 +37,7 @@ class Server:
 
     def __init__(
         self, name="embedded:tiny_countdown", *, lora=True, updating=True, dev=True, rank=16, length=512,
-        flatness=1.0, mode="raw_logprobs", dropped=0, busy=0,
+        flatness=1.0, mode="raw_logprobs", dropped=0, busy=0, port=0,
     ):  # fmt: skip
         self.name, self.lora, self.updating, self.dev, self.rank, self.length = name, lora, updating, dev, rank, length
         self.flatness, self.mode, self.dropped, self.busy = flatness, mode, dropped, busy
@@ -48,7 +48,7 @@ class Server:
         self.events = []  # load NAME, unload NAME, reset, complete NAME
         self.requests, self.sent, self.hits = [], [], 0
         self.lock = Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"served": self}))
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"served": self}))
         self.http.daemon_threads = True
         Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 

@@ -23,7 +23,7 @@ NEAR = 0.02  # nats, the mean over tokens: float32 gives 1e-6, bfloat16 some 1e-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("stop_strings", [(), ("=",)])
 def test_a_real_server_samples_from_what_is_scored_and_ends_where_the_policy_does(tmp_path, stop_strings, temperature):
-    task, sampler = countdown(), VLLMSampler(URL, tmp_path, patience=10)
+    task, sampler = countdown(), VLLMSampler(URL, tmp_path)
     policy = perturb(Policy(BASE, stop_strings=stop_strings))
     prompts = collate_prompts(task, policy.tokenizer, list(task.train_problems())[:3], policy.chat)
     settings = {"group_size": 3, "max_completion_tokens": 144, "temperature": temperature}

@@ -1,7 +1,6 @@
 """Sampling by a server that speaks vLLM's interface: what it samples is the policy's, and nothing stale."""
 
 import re
-import socket
 import sys
 
 import pytest
@@ -15,7 +14,7 @@ from rhythm.data import collate_prompts
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.samplers import LocalSampler, VLLMSampler
-from rhythm.samplers.vllm import adapter_name
+from rhythm.samplers.vllm import adapter_name, read_completions
 from rhythm.scoring import score
 from tests.policies import perturb
 from tests.samplers.server import Server
@@ -179,6 +178,32 @@ def test_an_adapter_that_was_not_sent_is_refused_whatever_is_loaded(serve, tmp_p
         sampled(sampler, policy)
 
 
+def test_an_adapter_of_the_same_name_from_another_folder_is_not_taken_for_it(serve, tmp_path):
+    server, policy = serve(), a_policy()
+    name = adapter_name(policy)
+    VLLMSampler(server.url, tmp_path / "theirs").prepare(policy)
+    policy.save_adapter(tmp_path / "mine" / name)
+    VLLMSampler(server.url, tmp_path / "mine").prepare(policy)
+    assert server.events == [f"load {name}", "reset", f"unload {name}", f"load {name}", "reset"]
+    assert server.adapters == {name: str(tmp_path / "mine" / name)}
+
+
+def test_a_server_that_was_started_again_between_swap_and_sampling_is_told_and_taken_up(tmp_path):
+    policy, first = a_policy(), Server()
+    sampler = VLLMSampler(first.url, tmp_path)
+    sampler.prepare(policy)
+    first.close()
+    second = Server(port=first.http.server_port)
+    try:
+        with pytest.raises(ValueError, match=r"Was the server started again, .*goes on with ckpt_path=last") as told:
+            sampled(sampler, policy)
+        assert "\n" not in str(told.value)
+        sampler.prepare(policy)
+        assert len(sampled(sampler, policy).completions) == 6
+    finally:
+        second.close()
+
+
 def test_nothing_computed_with_an_earlier_adapter_is_used_again(serve, tmp_path):
     server, policy = serve(), a_policy()
     sampler = VLLMSampler(server.url, tmp_path)
@@ -201,14 +226,14 @@ def test_an_adapter_that_did_not_move_is_neither_written_nor_sent_again(serve, t
     assert server.events == [f"load {adapter_name(policy)}", "reset"]
 
 
-def test_what_an_earlier_process_of_the_run_left_is_taken_away(serve, tmp_path):
+def test_what_earlier_processes_and_other_runs_left_is_taken_away(serve, tmp_path):
     server, policy = serve(), a_policy()
     VLLMSampler(server.url, tmp_path / "mine").prepare(policy)
     VLLMSampler(server.url, tmp_path / "theirs").prepare(perturb(policy, seed=2))
-    theirs = adapter_name(policy)
+    server.adapters["other"] = server.adapters[adapter_name(policy)]  # of no run
     (tmp_path / "mine" / ".rhythm-half").mkdir()
     VLLMSampler(server.url, tmp_path / "mine").prepare(perturb(policy, seed=1))
-    assert list(server.adapters) == [theirs, adapter_name(policy)]
+    assert list(server.adapters) == ["other", adapter_name(policy)]
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [adapter_name(policy)]
 
 
@@ -220,6 +245,19 @@ def test_the_name_of_an_adapter_tells_its_tensors_and_their_scale():
     with torch.no_grad():
         next(iter(twin.adapter_parameters())).view(-1)[-1] += 1e-7
     assert adapter_name(policy) != adapter_name(twin)
+
+
+def test_layers_with_a_scale_of_their_own_keep_it_and_the_name_tells_it(serve, tmp_path):
+    policy = a_policy()
+    name, config = adapter_name(policy), policy.model.peft_config["default"]
+    config.alpha_pattern = {"q_proj": 40}
+    policy.save_adapter(tmp_path / "start")
+    scaled, sampler = Policy(EMBEDDED, adapter=str(tmp_path / "start")), VLLMSampler(serve().url, tmp_path / "sampler")
+    assert adapter_name(scaled) != name
+    sampler.prepare(scaled)
+    rollout = sampled(sampler, scaled)
+    logps, _ = score(scaled.model, rollout, micro_batch_size=8, temperature=1.0)
+    assert (logps - rollout.sampler_logps)[rollout.completion_mask].abs().max() <= 1e-4
 
 
 def test_completions_are_the_servers_tokens_up_to_and_with_the_end(serve, tmp_path):
@@ -286,13 +324,14 @@ def test_another_temperature_needs_the_probabilities_of_that_temperature(serve, 
         ({"lora": False}, {}, r"takes no adapter \(.*LoRA is not enabled.\); start it with --enable-lora"),
         ({"updating": False}, {}, r"takes no adapter \(Not Found\); .* VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
         ({"rank": 2}, {}, r"rank is greater than max_lora_rank 2.*--max-lora-rank 4"),
-        ({"dev": False}, {}, r"does not reset its prefix cache \(Not Found\); start it with VLLM_SERVER_DEV_MODE=1"),
-        ({"busy": 99}, {}, r"others have used the prefix cache for 0.3 s; a server is for one run at a time"),
+        ({"dev": False}, {}, r"sampler.url=.*: Not Found to /server_info; start .* with VLLM_SERVER_DEV_MODE=1"),
+        ({"mode": "raw_logits"}, {}, r"temperature=1: .* gives raw_logits; .*--logprobs-mode processed_logprobs"),
+        ({"busy": 99}, {}, r"others have used the prefix cache for 1 s; a server is for one run at a time"),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
 def test_a_server_that_will_not_do_is_told_in_one_line_and_leaves_nothing(serve, tmp_path, server, settings, line):
-    sampler = VLLMSampler(serve(**server).url, tmp_path / "sampler", patience=0.3, **settings)
+    sampler = VLLMSampler(serve(**server).url, tmp_path / "sampler", patience=1, **settings)
     with pytest.raises((ValueError, OSError), match=line) as told:
         sampler.prepare(a_policy())
     assert "\n" not in str(told.value)
@@ -319,7 +358,7 @@ def test_a_folder_that_the_server_does_not_see_is_named(serve, tmp_path, monkeyp
 def test_completions_that_are_cut_short_of_their_limit_are_no_truncated_ones(serve, tmp_path):
     policy, sampler = a_policy(), VLLMSampler(serve(length=20).url, tmp_path)
     sampler.prepare(policy)
-    with pytest.raises(ValueError, match=r"ended by length, are no completion of 40 .* raise --max-model-len"):
+    with pytest.raises(ValueError, match=r"ended by length, are no completion of 40; raise --max-model-len"):
         sampled(sampler, policy, max_completion_tokens=40)
 
 
@@ -359,17 +398,39 @@ def test_what_is_no_vllm_server_is_told(serve, tmp_path):
         VLLMSampler(f"{serve().url}/v1/", tmp_path).prepare(a_policy())
 
 
-def test_a_server_that_is_too_slow_is_told_with_the_key_that_waits_longer(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        sampler = VLLMSampler(url, tmp_path, timeout=0.1, patience=0.1)
-        with pytest.raises(ConnectionError, match=rf"sampler.timeout=0.1: {url}/v1/models takes longer; raise it"):
-            sampler.prepare(a_policy())
-
-
 def test_every_weight_cannot_be_sent(tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=r"policy.full=true: .* use sampler=local"):
         VLLMSampler("http://127.0.0.1:1", tmp_path).prepare(Policy(str(tiny_folder), full=True))
+
+
+def test_a_base_in_4_bits_is_not_the_servers(tmp_path):
+    policy = a_policy()
+    policy.quantized = True
+    with pytest.raises(ValueError, match=r"policy.quantization=4bit: .* use sampler=local"):
+        VLLMSampler("http://127.0.0.1:1", tmp_path).prepare(policy)
+
+
+CHOICE = {"index": 0, "token_ids": [5, 1], "logprobs": {"token_logprobs": [-1.0, -2.0]}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ([], "an answer without tokens or their log-probabilities"),
+        ({"model": "a"}, "an answer without tokens or their log-probabilities"),
+        ({"choices": [CHOICE | {"logprobs": None}]}, "an answer without tokens or their log-probabilities"),
+        ({"choices": [CHOICE | {"token_ids": None}]}, "an answer without tokens or their log-probabilities"),
+        ({"choices": [CHOICE]}, "1 completions by a, not 2 by a"),
+        ({"choices": [CHOICE, CHOICE]}, "2 completions by a, not 2 by a"),
+        ({"model": "b", "choices": [CHOICE, CHOICE | {"index": 1}]}, "2 completions by b, not 2 by a"),
+        ({"choices": [CHOICE, CHOICE | {"index": 1, "token_ids": [1]}]}, "1 tokens with 2 log-probabilities"),
+    ],
+)
+def test_an_answer_that_lacks_something_is_told_in_one_line(answer, line):
+    answer = {"model": "a"} | answer if isinstance(answer, dict) else answer
+    with pytest.raises(ValueError, match=line) as told:
+        read_completions(answer, {"model": "a", "n": 2, "max_tokens": 9})
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ from rhythm.losses import importance_weights
 from rhythm.policy import Policy
 from rhythm.rollout import pack
 from rhythm.samplers.base import Sampler
-from rhythm.samplers.server import RefusedError, VLLMServer
+from rhythm.samplers.server import Card, RefusedError, VLLMServer
 from rhythm.types import Prompts, Rollout
 
 PREFIX = "rhythm-"  # of adapters' names
 AT_ONCE = 256  # requests under way
+LOGPROBS = "processed_logprobs"  # of logits / temperature
 
 
 class Completion(NamedTuple):
@@ -43,7 +44,8 @@ class VLLMSampler(Sampler):
     written once, so that the server finds the same adapter there whenever it reads it again, and its prefix cache,
     which goes by these names, is reset after each swap.
 
-    A server is for one run at a time. Held-out evaluation does not ask it: pass@1 is of the policy as it is scored.
+    A server is for one run at a time: adapters of other runs are taken away from it. Held-out evaluation does not ask
+    it: pass@1 is of the policy as it is scored.
 
     Args:
         url: of the server.
@@ -51,7 +53,7 @@ class VLLMSampler(Sampler):
         model: the server's name of the base; None is the policy's own path.
         importance_cap: C ≥ 1; a token's weight is min(π_scorer/π_sampler, C), `importance_weights`; None is 1.
         timeout: seconds that the completions of one prompt may take.
-        patience: seconds for which a connection that fails is tried again.
+        patience: seconds for which a connection that fails is tried again, and that any other answer may take.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class VLLMSampler(Sampler):
         self.folder = Path(folder).resolve()
         self.model = model
         self.importance_cap = importance_cap
-        self._tempered = False  # the server's log-probabilities are known to be of logits / temperature
+        self._logprobs_mode: str | None = None  # of the server, once it was asked
 
     # ---- the adapter
 
@@ -84,16 +86,20 @@ class VLLMSampler(Sampler):
 
         Raises:
             ConnectionError: the server does not answer.
-            ValueError: it serves another base, or takes no adapters.
+            ValueError: it serves another base, takes no adapters, or tells no log-probabilities; or the policy is one
+                that no server samples from.
         """
         if policy.full:
             raise ValueError("policy.full=true: sampler=vllm sends an adapter, and there is none; use sampler=local")
+        if policy.quantized:
+            raise ValueError("policy.quantization=4bit: a server's base is not the one in 4 bits; use sampler=local")
         name = adapter_name(policy)
         folder, served = self.folder / name, self.server.models()
         self._check_base(policy, served)
-        if name in served and folder.is_dir():
+        self._check_logprobs(temperature=1.0)
+        if name in served and Path(served[name].root) == folder and folder.is_dir():
             return
-        if name in served:  # from a folder that is gone
+        if name in served:  # from another folder, or one that is gone
             self.server.unload(name)
         write_adapter(policy, folder)
         try:
@@ -104,17 +110,17 @@ class VLLMSampler(Sampler):
             with suppress(OSError):  # not empty: a run is under way
                 self.folder.rmdir()
             raise
-        for other, card in served.items():
-            if other != name and Path(card["root"]).parent == self.folder:
+        for other in served:
+            if other != name and other.startswith(PREFIX):
                 self.server.unload(other)
         for other in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f".{PREFIX}*")):
             if other != folder:
                 shutil.rmtree(other)
 
-    def _check_base(self, policy: Policy, served: dict[str, dict[str, Any]]) -> None:
+    def _check_base(self, policy: Policy, served: dict[str, Card]) -> None:
         source = find_source(policy.path)
         wanted = {self.model} if self.model else {policy.path, str(source), str(Path(source).resolve())}
-        bases = {name: card["root"] for name, card in served.items() if card["parent"] is None}
+        bases = {name: card.root for name, card in served.items() if card.parent is None}
         if wanted.isdisjoint({*bases, *bases.values()}):
             key, name = ("sampler.model", self.model) if self.model else ("policy.path", policy.path)
             raise ValueError(
@@ -128,31 +134,36 @@ class VLLMSampler(Sampler):
         except RefusedError as error:
             if name in self.server.models():
                 return  # by an earlier attempt, whose answer did not arrive
-            if error.code == 404 and str(self.folder) in str(error):
+            if error.code == 404 and str(self.folder) in error.reason:
                 raise ValueError(
                     f"sampler.folder={self.folder}: the server at {self.server.url} finds no adapter there; name a "
                     "folder that it sees under the same path"
                 ) from error
+            config = policy.model.peft_config["default"]
             raise ValueError(
-                f"sampler.url={self.server.url}: the server takes no adapter ({error}); start it with --enable-lora "
-                f"--max-lora-rank {policy.model.peft_config['default'].r} and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+                f"sampler.url={self.server.url}: the server takes no adapter ({error.reason}); start it with "
+                f"--enable-lora --max-lora-rank {max(config.r, *config.rank_pattern.values(), 0)} and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             ) from error
 
     def _reset_prefix_cache(self) -> None:
         until = monotonic() + self.server.patience
-        try:
-            while not self.server.reset_prefix_cache():
-                if monotonic() > until:
-                    raise ConnectionError(
-                        f"sampler.url={self.server.url}: others have used the prefix cache for "
-                        f"{self.server.patience:g} s; a server is for one run at a time, start another"
-                    )
-                sleep(0.25)
-        except RefusedError as error:
+        while not self.server.reset_prefix_cache():
+            if monotonic() > until:
+                raise ConnectionError(
+                    f"sampler.url={self.server.url}: others have used the prefix cache for {self.server.patience:g} s; "
+                    "a server is for one run at a time, start another"
+                )
+            sleep(0.25)
+
+    def _check_logprobs(self, temperature: float) -> None:
+        """Raises ValueError where the server's numbers are not log-probabilities of logits / temperature."""
+        self._logprobs_mode = self._logprobs_mode or self.server.logprobs_mode()
+        if self._logprobs_mode not in ((LOGPROBS, "raw_logprobs") if temperature == 1 else (LOGPROBS,)):
             raise ValueError(
-                f"sampler.url={self.server.url}: the server does not reset its prefix cache ({error}); start it with "
-                "VLLM_SERVER_DEV_MODE=1"
-            ) from error
+                f"algorithm.temperature={temperature:g}: the server at {self.server.url} gives {self._logprobs_mode}; "
+                f"start it with --logprobs-mode {LOGPROBS}"
+            )
 
     # ---- completions
 
@@ -175,7 +186,7 @@ class VLLMSampler(Sampler):
             ConnectionError: the server does not answer.
             ValueError: it refuses, or its answer is not what was asked for.
         """
-        self._check_temperature(temperature)
+        self._check_logprobs(temperature)
         request = {
             "model": adapter_name(policy),
             "n": group_size,
@@ -198,8 +209,13 @@ class VLLMSampler(Sampler):
         # The server adds a completion's number to its prompt's seed.
         seeds = [(seed + number * group_size) % 2**62 for number in range(len(prompts.problems))]
         ids = [row[kept].tolist() for row, kept in zip(prompts.input_ids, prompts.attention_mask.bool(), strict=True)]
-        answers = self._complete([request | {"prompt": p, "seed": s} for p, s in zip(ids, seeds, strict=True)])
-        completions = [completion for answer in answers for completion in self._read(answer, request)]
+        answers = complete_all(
+            self.server, [request | {"prompt": p, "seed": s} for p, s in zip(ids, seeds, strict=True)]
+        )
+        try:
+            completions = [completion for answer in answers for completion in read_completions(answer, request)]
+        except ValueError as error:
+            raise ValueError(f"sampler.url={self.server.url}: {error}") from error
         return to_rollout(prompts, completions, group_size, policy)
 
     def importance(self, rollout: Rollout) -> Tensor | None:
@@ -208,46 +224,53 @@ class VLLMSampler(Sampler):
         mask = rollout.completion_mask
         return importance_weights(rollout.old_logps, rollout.sampler_logps, mask, self.importance_cap)
 
-    def _check_temperature(self, temperature: float) -> None:
-        if temperature == 1 or self._tempered:
-            return
-        mode = self.server.logprobs_mode()
-        if mode != "processed_logprobs":
+
+def complete_all(server: VLLMServer, requests: Sequence[dict[str, Any]]) -> list[Any]:
+    """The answers; the first call that fails is told at once, and those under way hold up nothing, not an exit."""
+
+    def complete(number: int) -> tuple[int, Any]:
+        return number, server.complete(requests[number])
+
+    try:
+        with ThreadPool(min(len(requests), AT_ONCE)) as pool:
+            answers = dict(pool.imap_unordered(complete, range(len(requests))))
+    except RefusedError as error:
+        if error.code != 404:
+            raise
+        raise ValueError(
+            f"sampler.url={server.url}: {error.reason} Was the server started again, or does another run use "
+            "it? This one goes on with ckpt_path=last"
+        ) from error
+    return [answers[number] for number in range(len(requests))]
+
+
+def read_completions(answer: Any, request: dict[str, Any]) -> list[Completion]:
+    """The n completions that were asked for, in their order; ValueError where one is not there, or not whole."""
+    mend = "use the version that experiments/vllm names"
+    try:
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        model, numbers = answer["model"], [choice["index"] for choice in choices]
+        ids = [list(choice["token_ids"]) for choice in choices]
+        logps = [[float(logp) for logp in choice["logprobs"]["token_logprobs"]] for choice in choices]
+        ends = [choice["finish_reason"] for choice in choices]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an answer without tokens or their log-probabilities ({error}); {mend}") from error
+    if model != request["model"] or numbers != list(range(request["n"])):
+        raise ValueError(f"{len(numbers)} completions by {model}, not {request['n']} by {request['model']}; {mend}")
+    for row, of_row, end in zip(ids, logps, ends, strict=True):
+        whole = end == "stop" or (end == "length" and len(row) == request["max_tokens"])
+        if not row or len(row) != len(of_row) or not whole:
             raise ValueError(
-                f"algorithm.temperature={temperature}: the server at {self.server.url} gives {mode}, which are of "
-                "temperature 1; start it with --logprobs-mode processed_logprobs"
+                f"{len(row)} tokens with {len(of_row)} log-probabilities, ended by {end}, are no completion of "
+                f"{request['max_tokens']}; raise --max-model-len, or {mend}"
             )
-        self._tempered = True
-
-    def _complete(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        pool = ThreadPoolExecutor(min(len(requests), AT_ONCE))
-        try:
-            return list(pool.map(self.server.complete, requests))
-        except RefusedError as error:
-            lost = "; was it started again? The run goes on with ckpt_path=last" if error.code == 404 else ""
-            raise ValueError(f"sampler.url={self.server.url}: {error}{lost}") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, answer: dict[str, Any], request: dict[str, Any]) -> list[Completion]:
-        completions = []
-        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-            ids, logps, ended = choice.get("token_ids"), choice["logprobs"]["token_logprobs"], choice["finish_reason"]
-            whole = ended == "stop" or (ended == "length" and len(ids or ()) == request["max_tokens"])
-            if answer["model"] != request["model"] or not ids or len(ids) != len(logps) or not whole:
-                raise ValueError(
-                    f"sampler.url={self.server.url}: {len(ids or ())} tokens of {answer['model']} with {len(logps)} "
-                    f"log-probabilities, ended by {ended}, are no completion of {request['max_tokens']} by "
-                    f"{request['model']}; raise --max-model-len, or use the version that experiments/vllm names"
-                )
-            completions.append(Completion(ids, logps, ended == "length"))
-        return completions
+    return [Completion(*told, end == "length") for *told, end in zip(ids, logps, ends, strict=True)]
 
 
 def adapter_name(policy: Policy) -> str:
     """The same for adapters that are equal bit for bit, on every rank, and for no others."""
     config = policy.model.peft_config["default"]
-    scaling = repr((config.lora_alpha, config.r, config.use_rslora))
+    scaling = repr((config.lora_alpha, config.r, config.use_rslora, config.rank_pattern, config.alpha_pattern))
     return PREFIX + hashlib.sha256(save(policy.adapter_state(), {"scaling": scaling})).hexdigest()[:24]
 
 
