@@ -109,7 +109,7 @@ def test_the_distance_between_a_sampler_and_the_scorer():
         "sampling/kl": (math.exp(-0.5) - 0.5 + math.e - 2 + math.exp(2) - 3) / 8,  # Σ exp(d) − 1 − d
     }
     assert importance_metrics(rollout) == pytest.approx(differences)
-    rollout.importance = importance_weights(rollout.old_logps, rollout.sampler_logps, mask, cap=2.0)
+    rollout.importance_weights = importance_weights(rollout.old_logps, rollout.sampler_logps, mask, cap=2.0)
     weights = {
         "sampling/importance_sampling_ratio/mean": (5 + math.exp(-0.5) + 2 + 2) / 8,
         "sampling/importance_sampling_ratio/truncated": 2 / 8,  # e and e² are above 2

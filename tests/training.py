@@ -149,7 +149,7 @@ def naive_gradient(rollout, *, aggregation="sequence_mean", max_tokens=60, sign=
         with policy.reference(), torch.no_grad():
             reference = sequence_logps(policy, ids)[prompt - 1 :]
         difference = reference - logps
-        importance = 1.0 if rollout.importance is None else rollout.importance[i, :length]
+        importance = 1.0 if rollout.importance_weights is None else rollout.importance_weights[i, :length]
         per_token = -ratio * weight * rollout.advantages[i] * importance + beta * (difference.exp() - 1 - difference)
         divisor = {"sequence_mean": length * len(mask), "token_mean": tokens, "constant": len(mask) * max_tokens}
         loss = loss + per_token.sum() / divisor[aggregation]

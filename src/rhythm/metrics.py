@@ -50,9 +50,9 @@ def importance_metrics(rollout: Rollout) -> dict[str, float]:
         "sampling/sampling_logp_difference/max": float(log_ratio.abs().masked_fill(~mask, 0.0).max()),
         "sampling/kl": float(masked_mean(divergence, mask)),
     }
-    if rollout.importance is not None:
-        truncated = (log_ratio.exp() > rollout.importance).float()
-        metrics["sampling/importance_sampling_ratio/mean"] = float(masked_mean(rollout.importance, mask))
+    if rollout.importance_weights is not None:
+        truncated = (log_ratio.exp() > rollout.importance_weights).float()
+        metrics["sampling/importance_sampling_ratio/mean"] = float(masked_mean(rollout.importance_weights, mask))
         metrics["sampling/importance_sampling_ratio/truncated"] = float(masked_mean(truncated, mask))
     return metrics
 

@@ -140,8 +140,8 @@ class GRPOModule(PolicyModule):
                 observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
             seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
             rollout.credit = self.credit(rollout.signals, self.eligible(rollout), seed=seed)
-            rollout.importance = self.sampler.importance(rollout)
-            shaped = shape_advantages(rollout.advantages, rollout.credit, self.sign, rollout.importance)
+            rollout.importance_weights = self.sampler.importance_weights(rollout)
+            shaped = shape_advantages(rollout.advantages, rollout.credit, self.sign, rollout.importance_weights)
             with clock("update"):
                 updated = self.update(rollout, shaped)
         clock.seconds["score"] -= observed.get("time/signals", 0.0)

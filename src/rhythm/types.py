@@ -47,7 +47,7 @@ class Rollout:
     ref_logps: Tensor | None = None  # [N, T], the same under the reference; only where beta > 0
     signals: AttentionSignals | None = None  # [N, T]; `entropy` by the scoring pass, the rest by a callback
     credit: Tensor | None = None  # [N, T], γ_t by the credit strategy
-    importance: Tensor | None = None  # [N, T], by the sampler: weights of the policy loss; None is 1 everywhere
+    importance_weights: Tensor | None = None  # [N, T], by the sampler: weights of the policy loss; None is 1 everywhere
 
     def take(self, rows: Tensor) -> Rollout:
         """Some rows of a rollout that was just sampled."""

@@ -104,7 +104,9 @@ def test_the_tokens_of_a_server_in_float32_have_the_probabilities_of_the_scoring
         difference = (rollout.sampler_logps - rollout.old_logps)[rollout.completion_mask]
         assert 0 < difference.abs().max() <= 1e-4
         assert rollout.sampler_logps[rollout.completion_mask].mean() < -0.1  # not all are sure
-        torch.testing.assert_close(rollout.importance, torch.ones_like(rollout.importance), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            rollout.importance_weights, torch.ones_like(rollout.importance_weights), atol=1e-4, rtol=0
+        )
 
 
 def test_how_far_the_sampler_was_is_logged(trained):
@@ -121,7 +123,7 @@ def test_an_update_weighs_the_policy_loss_of_each_token_by_its_importance_and_no
     sampler = VLLMSampler(serve(flatness=1.2).url, tmp_path, importance_cap=1.02)
     module, watcher = run(credit=SteppedCredit(), objective=Objective(beta=0.5), sampler=sampler, prompts=2, **SHORT)
     rollout = watcher.rollout
-    weights = rollout.importance[rollout.completion_mask]
+    weights = rollout.importance_weights[rollout.completion_mask]
     truncated = float((weights == weights.max()).float().mean())
     assert float(weights.max()) == pytest.approx(1.02)
     assert weights.min() < 0.8
@@ -129,14 +131,14 @@ def test_an_update_weighs_the_policy_loss_of_each_token_by_its_importance_and_no
     assert watcher.metrics["sampling/importance_sampling_ratio/truncated"] == pytest.approx(truncated)
     assert watcher.metrics["sampling/kl"] > 1e-3
     assert_same(moved(module, watcher), naive_gradient(rollout, beta=0.5))
-    uncorrected = naive_gradient(type(rollout)(**vars(rollout) | {"importance": None}), beta=0.5)
+    uncorrected = naive_gradient(type(rollout)(**vars(rollout) | {"importance_weights": None}), beta=0.5)
     with pytest.raises(AssertionError, match="not close"):
         assert_same(moved(module, watcher), uncorrected)
 
 
 def test_weights_of_one_are_the_plain_update_bit_for_bit():
     class One(LocalSampler):
-        def importance(self, rollout):
+        def importance_weights(self, rollout):
             return torch.ones_like(rollout.old_logps)
 
     plain, weighed = moved(*run(**SHORT)), moved(*run(sampler=One(), **SHORT))
@@ -145,7 +147,7 @@ def test_weights_of_one_are_the_plain_update_bit_for_bit():
 
 def test_without_a_cap_nothing_is_corrected_and_the_distance_is_told(serve, tmp_path):
     _, watcher = run(sampler=VLLMSampler(serve().url, tmp_path, importance_cap=None), max_completion_tokens=8)
-    assert watcher.rollout.importance is None
+    assert watcher.rollout.importance_weights is None
     assert watcher.metrics["sampling/sampling_logp_difference/max"] <= 1e-4
     assert "sampling/importance_sampling_ratio/mean" not in watcher.metrics
 

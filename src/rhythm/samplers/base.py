@@ -31,5 +31,5 @@ class Sampler(ABC):
         """`group_size` completions of each prompt from the full softmax at `temperature`; see `rollout.sample`."""
 
     @abstractmethod
-    def importance(self, rollout: Rollout) -> Tensor | None:
+    def importance_weights(self, rollout: Rollout) -> Tensor | None:
         """The weight of each token in the policy loss, [N, T], once the rollout is scored; None is 1 everywhere."""

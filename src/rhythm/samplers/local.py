@@ -38,5 +38,5 @@ class LocalSampler(Sampler):
                 generator=torch.Generator(device=policy.device).manual_seed(seed),
             )
 
-    def importance(self, rollout: Rollout) -> None:
+    def importance_weights(self, rollout: Rollout) -> None:
         """None: what was sampled is what is scored."""

@@ -218,7 +218,7 @@ class VLLMSampler(Sampler):
             raise ValueError(f"sampler.url={self.server.url}: {error}") from error
         return to_rollout(prompts, completions, group_size, policy)
 
-    def importance(self, rollout: Rollout) -> Tensor | None:
+    def importance_weights(self, rollout: Rollout) -> Tensor | None:
         if self.importance_cap is None:
             return None
         mask = rollout.completion_mask
