@@ -20,7 +20,7 @@ def analyze_policies(cfg: DictConfig) -> None:
     from rhythm.analysis.study import AnalysisSettings, analyze
     from rhythm.analysis.trajectory import movement, policies
     from rhythm.machine import check_device
-    from rhythm.runs import load_policy
+    from rhythm.runs import load_policy, run_of
     from rhythm.settings import check_same_subject
 
     check_device(cfg.device)
@@ -31,7 +31,7 @@ def analyze_policies(cfg: DictConfig) -> None:
     settings = AnalysisSettings(**instantiate(chosen, _convert_="all"))
     task = instantiate(cfg.task, _convert_="all")
     latest = list(adapters.values())[-1]
-    output = Path(cfg.output or ((latest.parent if latest else Path()) / "analysis"))
+    output = Path(cfg.output or ((run_of(latest) if latest else Path()) / "analysis"))
     output.mkdir(parents=True, exist_ok=True)
     tables, moved, first = {}, {}, None
     with AnalysisProgress(adapters) as progress:

@@ -35,5 +35,9 @@ def check_accelerator(trainer: DictConfig) -> None:
 
 def check_device(device: str) -> None:
     """Raises ValueError where there is no such device."""
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device}: there is no such kind; use cpu, cuda or cuda:1") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device}: there is no CUDA device here; use device=cpu")

@@ -192,7 +192,7 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
     adapter, metrics = path / "adapter", path / "metrics.json"
     checkpoint = read_checkpoint(path / LAST)["iteration"] if (path / LAST).is_file() else -1
     # A run that was extended and stopped has gone on beyond the adapter of its first end.
-    ended = json.loads(metrics.read_text(encoding="utf-8"))["iterations"] if metrics.is_file() else -1
+    ended = _ended(metrics) if metrics.is_file() else -1
     if is_saved(adapter) and ended >= checkpoint:
         return adapter
     if checkpoint >= 0:
@@ -200,6 +200,19 @@ def find_adapter(ckpt_path: str | None) -> Path | None:
     raise FileNotFoundError(
         f"ckpt_path={ckpt_path}: no adapter, run folder or checkpoint is there; name one of the three"
     )
+
+
+def run_of(saved: Path) -> Path:
+    """The folder of the run that an adapter folder or a checkpoint is from, or where it lies by itself."""
+    return saved.parent.parent if saved.parent.name == Path(LAST).parent.name else saved.parent
+
+
+def _ended(metrics: Path) -> int:
+    """The iteration at which a run ended, by its metrics.json."""
+    try:
+        return int(json.loads(metrics.read_text(encoding="utf-8"))["iterations"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{metrics} is damaged: name the adapter folder or a checkpoint itself") from error
 
 
 def is_saved(folder: Path) -> bool:

@@ -59,6 +59,12 @@ def perturbed():
     return policy, task, rollout, trials, told
 
 
+def test_where_no_response_is_long_enough_nothing_is_forced(perturbed):
+    policy, task, rollout, _, _ = perturbed
+    fai = torch.rand(rollout.completion_mask.shape)
+    assert perturb(policy, task, rollout, fai, settings(tail=59), max_completion_tokens=60) == []
+
+
 def test_every_place_has_its_most_probable_other_tokens(perturbed):
     policy, _, rollout, trials, told = perturbed
     assert told[-1] == 1.0

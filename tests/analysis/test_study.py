@@ -52,7 +52,7 @@ def test_an_analysis_repeats_itself(policy, found, small):
         ({"responses": 1}, "responses=1: must be a whole number, 2 or more"),
         ({"responses": 2.5}, r"responses=2\.5: must be a whole number"),
         ({"seed": -1}, "seed=-1: must be a whole number, 0 or more"),
-        ({"temperature": -1.0}, "temperature=-1.0: must be at least 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: must be a number, at least 0"),
         ({"top_fraction": 0.0}, "top_fraction=0.0"),
         ({"offsets": []}, r"offsets=\[\]: takes whole numbers"),
         ({"offsets": ["a"]}, r"offsets=\['a'\]: takes whole numbers"),

@@ -6,6 +6,7 @@ import string
 
 import pytest
 import torch
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from rhythm.callbacks.attention_signals import AttentionSignals as Reader
 from rhythm.callbacks.inspection import Inspection, completion_notes, escape, fixed_rollout, histograms
@@ -40,6 +41,8 @@ def test_what_a_model_writes_shows_as_text():
     shown = escape(hostile)
     assert html.unescape(shown) == " ↵ ".join(hostile.splitlines())
     assert not set(string.punctuation) & set(re.sub(r"&#\d+;", "", shown))
+    indented = escape("    def f():\n\tx")
+    assert "<p>\xa0\xa0\xa0\xa0def f(): ↵ " in html.unescape(markdown_to_safe_html(f"> {indented}"))  # and not code
     notes = completion_notes(rollout(hostile, "x", "y", "z"), group_size=2, count=5)
     first, second, third, fourth = notes.split("\n\n")
     assert html.unescape(first) == "**reward 0, advantage +0.00, 2 tokens** numbers [1, 2], target 3"

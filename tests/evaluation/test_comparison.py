@@ -8,8 +8,19 @@ from rhythm.evaluation.comparison import (
     probability_of_improvement,
     sign_flip_p,
     smallest_difference,
+    student_p,
 )
 from rhythm.evaluation.metrics import bootstrap_interval
+
+
+def test_a_few_seeds_far_apart_can_be_told_apart_by_student():
+    assert student_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.0742, abs=1e-4)  # t = 2√3 of 2 degrees of freedom
+    assert student_p(np.zeros(3)) == 1.0
+    ours, theirs = np.array([0.50, 0.52, 0.51]), np.array([0.20, 0.21, 0.20])
+    assert not compare(ours, theirs).distinguishable  # 2 of 8 signs
+    seen = compare(ours, theirs, student=True)
+    assert seen.distinguishable
+    assert seen.low > 0
 
 
 def test_the_signs_of_pairs_give_p_by_hand():

@@ -1,5 +1,6 @@
 """What is drawn is what is known; text of a model stays text; nothing touches the state of pyplot."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_both_groups_are_outlined_where_they_are():
     assert centres == {(0, 0, True), (0, 1, False), (1, 0, False)}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "5"]
     assert {"20", "30"} <= set(texts(figure))
+
+
+def test_numbers_have_room_in_their_cells():
+    """Sixteen heads a layer, as Qwen3-0.6B has, are too many for numbers."""
+    distance = {layer: torch.full((12,), 100.0 + layer) for layer in range(28)}
+    figure = heads_figure(distance, HeadGroups(local=[(0, 5)], global_=[(7, 2)]), "heads")
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))  # along a layer
+    assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[12:], strict=False))  # and across
+    assert not heads_figure({0: torch.rand(16)}, HeadGroups(local=[(0, 5)], global_=[(0, 2)]), "heads").axes[0].texts
 
 
 def test_many_heads_are_marked_by_dots_and_rings_with_a_tick_here_and_there():

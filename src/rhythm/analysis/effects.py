@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
@@ -104,10 +105,11 @@ def _side(overlaps: list[float], trials: Sequence[Trial], side: str, resamples: 
 
 
 def _compare(means: dict[int, dict[str, float]], other: str, resamples: int, seed: int) -> dict[str, Any]:
-    """Pr(top < other) over problems. A tie is no success, as in the paper; how many there are is told."""
+    """Pr(top < other) over problems. A tie is no success; how many there are is told."""
     pairs = np.array([(sides["top"], sides[other]) for sides in means.values() if {"top", other} <= sides.keys()])
     if not len(pairs):
-        return {"share": float("nan"), "interval": (float("nan"),) * 2, "problems": 0, "ties": 0}
+        undefined = {"share": math.nan, "interval": (math.nan,) * 2, "difference": math.nan}
+        return undefined | {"difference_interval": (math.nan,) * 2, "problems": 0, "ties": 0}
     difference = pairs[:, 0] - pairs[:, 1]
     lower, ties = int((difference < -1e-12).sum()), int((abs(difference) <= 1e-12).sum())
     return {

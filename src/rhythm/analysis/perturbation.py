@@ -143,6 +143,8 @@ def perturb(
         progress: told the share that is done.
     """
     places = choose_places(fai, rollout.completion_mask, settings)
+    if not places:
+        return []
     never = {policy.tokenizer.pad_token_id, *policy.tokenizer.all_special_ids, *policy.stopping.token_ids}
     if settings.end_is_alternative:
         never -= set(policy.stopping.token_ids)

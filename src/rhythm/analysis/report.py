@@ -105,8 +105,11 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
             f"Content words are {CONTENT[forced.content_words]}."
         ]
     reading = [
-        f"Brackets are 95% intervals over responses or problems by bootstrap, of {settings.resamples} resamples; p is "
-        f"two-sided, of as many times throwing the marks anew within each response ({THROWN[settings.permute]}).",
+        f"Brackets are 95% intervals over responses or problems by bootstrap of {settings.resamples} resamples, but "
+        "for shares of problems Wilson's, and for marks thrown anew where 95% of the draws lie. p is two-sided, of as "
+        f"many times throwing the marks anew within each response ({THROWN[settings.permute]}): whether what is "
+        f"observed differs from their mean; {1 / (settings.resamples + 1):.1g} is the least that it can be. Signals of "
+        "neighbouring tokens are alike and peaks are never neighbours, which permute=rotate respects.",
         "The paper's numbers are of Qwen3-4B-Base on mathematics, single values without intervals.",
     ]
     parts = (answered, choices, reading)
@@ -158,14 +161,14 @@ def perturbation_tables(found: dict[str, Any]) -> list[str]:
         for of in ([found[side]] if side in found else [])
     ]
     heading = ["forced tokens at", "overlap of content words", *CONFOUNDERS.values(), "paper"]
-    shares = [
-        [f"Pr(overlap at the highest FAI is lower than at the {meaning})", interval(of["share"], of["interval"]), paper]
-        for name, meaning, paper in (
-            ("top_below_bottom", "lowest", "0.871"),
-            ("top_below_matched", "lowest nearby", ""),
-        )
-        for of in ([found[name]] if name in found else [])
-    ]
+    shares = []
+    for name, meaning, paper in (("top_below_bottom", "lowest", "0.871"), ("top_below_matched", "lowest nearby", "")):
+        if name in found:
+            of = found[name]
+            told = f"{interval(of['share'], of['interval'])}, {of['ties']} of {of['problems']} equal"
+            shares.append([f"Pr(overlap at the highest FAI is lower than at the {meaning})", told, paper])
+            told = interval(of["difference"], of["difference_interval"])
+            shares.append([f"difference in overlap, highest minus {meaning}", told, ""])
     for name, meaning in (
         ("at_equal_place", "equal depth in the response"),
         ("at_equal_place_and_probability", "equal depth, entropy and probability of the forced token"),
@@ -177,7 +180,10 @@ def perturbation_tables(found: dict[str, Any]) -> list[str]:
 
 
 def layers_table(thirds: dict[str, Any]) -> str:
-    rows = [[f"{name}, layers {of['layers']}", *(lift(of[each]) for each in STATISTICS)] for name, of in thirds.items()]
+    rows = [
+        [f"{name}, layers {of['layers']}", *(f"{lift(of[each])}, p {number(of[each]['p'])}" for each in STATISTICS)]
+        for name, of in thirds.items()
+    ]
     return table(["third", *LIFTS], rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -74,14 +75,18 @@ class AnalysisSettings:
         for name, smallest in {**least, "seed": 0}.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}: must be a whole number, {smallest} or more")
-        if self.temperature < 0 or self.prominence < 0:
-            name = "temperature" if self.temperature < 0 else "prominence"
-            raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
+        for name in ("temperature", "prominence", "top_fraction", "head_fraction", "receiver_fraction"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}={value}: must be a number, at least 0")
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction={self.top_fraction}: must be above 0 and at most 1")
-        whole = all(isinstance(offset, int) for offset in self.offsets)
-        if not whole or not 0 < len(self.offsets) == len(set(self.offsets)):
-            raise ValueError(f"offsets={list(self.offsets)}: takes whole numbers of tokens, each once, like [-1,0,1]")
+        offsets = self.offsets if isinstance(self.offsets, (list, tuple)) else ()
+        whole = all(isinstance(offset, int) for offset in offsets)
+        if not whole or not 0 < len(offsets) == len(set(offsets)):
+            raise ValueError(f"offsets={self.offsets}: takes whole numbers of tokens, each once, like [-1,0,1]")
+        if not isinstance(self.perturbation, PerturbationSettings | None):
+            raise ValueError(f"perturbation={self.perturbation}: takes settings like perturbation.tail=5, or null")
         for name, options in {"permute": get_args(Null), "short": get_args(Short)}.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)}: use one of {', '.join(options)}")

@@ -28,7 +28,9 @@ def policies(ckpt_path: str | Sequence[str | None] | None) -> dict[str, Path | N
     if isinstance(ckpt_path, str) and (files := list(Path(ckpt_path).glob("*.ckpt"))):
         iterations = {read_checkpoint(file)["iteration"]: file for file in sorted(files)}
         return {BASE: None, **{f"iteration {iteration}": iterations[iteration] for iteration in sorted(iterations)}}
-    items = [ckpt_path] if ckpt_path is None or isinstance(ckpt_path, str) else list(ckpt_path)
+    items = list(ckpt_path) if isinstance(ckpt_path, (list, tuple)) else [ckpt_path]
+    if not all(isinstance(item, str | None) for item in items):
+        raise ValueError(f"ckpt_path={ckpt_path}: takes a run, an adapter or a checkpoint, or a list of them")
     if not items:
         raise ValueError("ckpt_path=[]: name a run, an adapter or a checkpoint, or leave it out for the base")
     found: dict[str, Path | None] = {}

@@ -36,10 +36,10 @@ def resolve_layers(layers: Layers, num_layers: int) -> list[int]:
         if layers not in named:
             raise ValueError(f"layers={layers!r}: use one of {', '.join(named)}, or a list of layers")
         return named[layers]
-    chosen = sorted(set(layers))
+    chosen = layers if isinstance(layers, (list, tuple)) else ()
     if not chosen or not all(isinstance(layer, int) and 0 <= layer < num_layers for layer in chosen):
-        raise ValueError(f"layers={list(layers)}: the model has layers 0 to {num_layers - 1}; choose at least one")
-    return chosen
+        raise ValueError(f"layers={layers}: the model has layers 0 to {num_layers - 1}; choose at least one")
+    return sorted(set(chosen))
 
 
 @dataclass
@@ -115,7 +115,7 @@ def receiver_heads(kurtosis: ByLayer, fraction: float) -> list[Head]:
         kurtosis: layer -> [H], excess kurtosis of how much each token is looked back at; see `received`.
         fraction: share of the heads, in (0, 0.5].
     """
-    heads = _ranked(kurtosis, "no response is long enough for receiver heads: each needs tokens with rows 4 later")
+    heads = _ranked(kurtosis, "no response is long enough for receiver heads: rows must look back from far enough")
     return heads[-_count(heads, fraction) :]
 
 

@@ -39,7 +39,7 @@ class Inspection(RolloutObserver):
 
     Args:
         folder: the run's; the pages go to `inspect/` in it.
-        every: iterations between two looks; the first iteration is always looked at.
+        every: iterations between two looks; the first and the last iteration are always looked at.
         completions: how many are shown as text, each of another prompt.
         fresh, fixed: how many are drawn; 0 draws none.
         page: whether to write pages.
@@ -61,7 +61,8 @@ class Inspection(RolloutObserver):
         self.page = page
 
     def learned(self, module: GRPOModule, rollout: Rollout) -> None:
-        if (module.iteration != 1 and module.iteration % self.every) or not module.trainer.is_global_zero:
+        ends = module.iteration in (1, module.iterations)
+        if not (ends or module.iteration % self.every == 0) or not module.trainer.is_global_zero:
             return
         shaped = shape_advantages(rollout.advantages, rollout.credit, module.sign)
         if self.page:
@@ -113,7 +114,7 @@ class Inspection(RolloutObserver):
 
 
 def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None) -> list[Response]:
-    """Some rows as they are shown, with the marks that the module's credit would choose."""
+    """Some rows as they are shown, preplan and anchor marks by the share that the module's credit chooses."""
     return describe(
         rollout,
         module.policy.tokenizer,
@@ -167,9 +168,13 @@ def completion_notes(rollout: Rollout, group_size: int, count: int) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line of its own: every mark of ASCII by its number."""
-    marked = "".join(f"&#{ord(mark)};" if mark in string.punctuation else mark for mark in text)
-    return " ↵ ".join(marked.splitlines())
+    """Text that Markdown shows as it is, on one line of its own: every mark of ASCII by its number.
+
+    So are spaces and tabs at its start: four of them would make it code, in which numbers show as they are.
+    """
+    start = text[: len(text) - len(text.lstrip(" \t"))]
+    marked = "".join(f"&#{ord(mark)};" if mark in string.punctuation else mark for mark in text[len(start) :])
+    return "&#160;" * len(start) + " ↵ ".join(marked.splitlines())
 
 
 def histograms(rollout: Rollout) -> dict[str, Tensor]:

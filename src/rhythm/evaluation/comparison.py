@@ -27,7 +27,7 @@ class Comparison:
     difference: float  # of the means, ours − theirs
     low: float  # 95% interval of it, by bootstrap over pairs within strata or by Student's t
     high: float
-    p: float  # two-sided, of no difference at all, by flipping the signs of pairs
+    p: float  # two-sided, of no difference at all, by flipping the signs of pairs or by Student's paired t
     improvement: float  # P(ours > theirs) of a pair drawn at random, ties counted half
     pairs: int
     unit: str = "pairs"  # what they are of
@@ -48,7 +48,8 @@ def compare(
     """The difference of paired scores, how sure it is, and how often it goes our way.
 
     Args:
-        student: the interval is Student's, over all pairs together: for a few seeds, of which a bootstrap is too sure.
+        student: interval and p are Student's, over all pairs together: for a few seeds, of which a bootstrap is too
+            sure, and whose signs cannot give a p below 2/2ⁿ.
         unit: what the pairs are of.
     Raises:
         ValueError: the shapes differ, or there are fewer than two pairs.
@@ -61,8 +62,15 @@ def compare(
     differences = ours - theirs
     low, high = student_interval(differences.ravel()) if student else bootstrap_interval(differences, seed=seed)
     improvement = np.mean([probability_of_improvement(*pair) for pair in zip(ours, theirs, strict=True)])
-    p = sign_flip_p(differences.ravel(), seed=seed)
+    p = student_p(differences.ravel()) if student else sign_flip_p(differences.ravel(), seed=seed)
     return Comparison(float(differences.mean()), low, high, p, float(improvement), differences.size, unit)
+
+
+def student_p(differences: NDArray) -> float:
+    """Two-sided p of the paired t test on differences [n]."""
+    if np.ptp(differences) == 0:  # no spread: certain, or nothing
+        return float(not differences.any())
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def sign_flip_p(differences: NDArray, seed: int = 0) -> float:

@@ -135,7 +135,7 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    bands = "; bands: 95% by Student's t" if rows.n.max() > 1 else ""
+    bands = "; bands: 95% over seeds, Student's t" if rows.n.max() > 1 else ""
     axes.legend(frameon=False, fontsize=8, alignment="left", title=f"arm (seeds){bands}", title_fontsize=8)
     return figure
 

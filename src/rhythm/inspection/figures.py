@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from rhythm.analysis.coupling import PROMINENCE
@@ -73,7 +74,6 @@ def maps_figure(near: Tensor, far: Tensor, response: Response, title: str, promi
     put_title(figure, title)
     height = figure.get_figheight()
     names = ("Ā of the local heads", "Ā of the global heads")
-    peak = {"markersize": 2.6, "markeredgewidth": 0, "clip_on": False}
     for bottom, attention, name in zip((below + side + gap, below), (near, far), names, strict=True):
         axes = figure.add_axes((0.13, bottom / height, side / drawing.WIDTH, side / height))
         n = len(attention)
@@ -89,16 +89,23 @@ def maps_figure(near: Tensor, far: Tensor, response: Response, title: str, promi
         if attention is near and "waad" in response.values:
             rows = peak_places(response.values["waad"], prominence)
             rows = rows[rows < n]
-            axes.plot(rows + 3, rows, "<", color=ORANGE, **peak)
+            _beside(axes, rows, "<", (6, 0), ORANGE)
             write(axes, 0.98, 0.94, "◂ WAAD peaks", size=6.5, color=ORANGE, ha="right", transform=axes.transAxes)
         if attention is far and "fai" in response.values:
             columns = peak_places(response.values["fai"], prominence)
             columns = columns[columns < n]
-            axes.plot(columns, columns - 3, "v", color=BLUE, **peak)
+            _beside(axes, columns, "v", (0, 6), BLUE)
             write(axes, 0.98, 0.94, "▾ FAI peaks", size=6.5, color=BLUE, ha="right", transform=axes.transAxes)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))  # marks move them
     axes.set_xlabel("token looked at", size=6)
     return figure
+
+
+def _beside(axes: Axes, places: np.ndarray, marker: str, points: tuple[float, float], colour: str) -> None:
+    """Marks at some distance, in points, from places of the diagonal."""
+    away = ScaledTranslation(points[0] / 72, points[1] / 72, axes.figure.dpi_scale_trans)
+    style = {"markersize": 2.6, "markeredgewidth": 0, "clip_on": False, "color": colour}
+    axes.plot(places, places, marker, transform=axes.transData + away, **style)
 
 
 def heads_figure(distance: dict[int, Tensor], heads: HeadGroups, title: str) -> Figure:
@@ -112,8 +119,8 @@ def heads_figure(distance: dict[int, Tensor], heads: HeadGroups, title: str) -> 
     layers = sorted(distance)
     values = np.stack([distance[layer].double().cpu().numpy() for layer in layers])
     rows, columns = values.shape
-    large = columns <= 16
-    panel = max(1.0, 2.6 * min(1.4, rows / columns)) if large else max(1.0, 0.11 * rows)  # inches
+    large = columns <= 12  # cells of three digits and a frame
+    panel = max(1.0, 0.19 * rows, 2.6 * min(1.4, rows / columns)) if large else max(1.0, 0.11 * rows)  # inches
     figure = drawing.new_figure(0.75 + panel)
     height = figure.get_figheight()
     put_title(figure, title)

@@ -15,7 +15,7 @@ from rhythm.types import HeadGroups
 def mean_maps(
     model: nn.Module, input_ids: Tensor, prompt_length: int, heads: HeadGroups, *, most: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Ā^loc and Ā^glob of Eq. 8 of arXiv:2510.13554, from one forward pass over one sequence.
+    """Ā^loc and Ā^glob of Eq. 8 of arXiv:2510.13554, from one forward pass over one sequence, every sink kept.
 
     Args:
         input_ids: [S], a prompt and its response, without padding.
