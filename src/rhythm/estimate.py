@@ -40,7 +40,7 @@ GPUS = {
 }
 # Assumed, not measured: shares of peak that large products and reads of whole matrices reach, and seconds a launch.
 USED_FLOPS, USED_BANDWIDTH, LAUNCH = 0.4, 0.7, 6e-6
-CAPTURED = 3e-6  # the same in a captured step
+CAPTURED = 2e-6  # the same in a captured step; 1.5 and 1.9 on an H200, experiments/throughput
 LINK = 5e10  # assumed bytes/s of each GPU to the others: 400 Gbit/s, as between nodes; within one it is more
 CUDA = 1.0  # GiB, of the CUDA context and libraries
 
