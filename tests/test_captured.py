@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rhythm import rollout
-from rhythm.captured import CapturedDecoding, can_capture
+from rhythm.captured import CapturedDecoding, can_capture, is_plain
 from rhythm.decoding import make_cache
 from rhythm.rollout import sample
 from tests.models import tiny_model
@@ -59,10 +59,30 @@ def test_room_is_asked_for_with_the_rows_that_are_left():
     assert [decoding.should_drop(count) for count in (4, 3)] == [False, True]  # it will be captured anew anyway
 
 
-def test_what_a_graph_could_not_hold_is_left_to_plain_steps():
-    for kind, changes in (("qwen3", {}), ("qwen3", SLIDING), ("gpt2", {})):
-        model = tiny_model(kind, **changes)
-        assert not can_capture(model, make_cache(model.config))  # on a CPU
+@pytest.mark.parametrize(
+    ("kind", "changes", "plain"),
+    [
+        ("qwen3", {}, True),
+        ("llama", {}, True),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, False),
+        ("qwen3", SLIDING, False),
+        ("gpt2", {}, False),
+    ],
+)
+def test_what_a_graph_could_not_hold_is_left_to_plain_steps(kind, changes, plain):
+    model = tiny_model(kind, **changes)
+    cache = make_cache(model.config)
+    assert is_plain(model, cache) == plain
+    assert not can_capture(model, cache)  # on a CPU
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    assert not is_plain(model, cache)
+
+
+def test_another_attention_than_sdpa_is_left_to_plain_steps():
+    """Eager attention adds the mask to the scores, and a captured step's is True and False."""
+    model = tiny_model("qwen3")
+    model.set_attn_implementation("eager")
+    assert not is_plain(model, make_cache(model.config))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
