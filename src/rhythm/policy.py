@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhythm.chat import Chat
+from rhythm.compiling import compile_layers
 from rhythm.folding import folded, make_foldable
 from rhythm.loading import choose_pad, load_adapter, load_base, load_weights
 from rhythm.stopping import Stopping
@@ -46,6 +47,8 @@ class Policy(nn.Module):
         fold: sample, score and learn with the adapter folded into the matrices, afresh for each stage: fewer and
             larger products, at the memory of a second copy of the adapted matrices. None does so for float32; in lower
             precision the sum would be rounded, and small updates lost.
+        compile: `torch.compile` the layers for updates: their first pass takes a minute or so, later ones less. Same
+            gradient to rounding.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Policy(nn.Module):
         stop_strings: Sequence[str] = (),
         trust_remote_code: bool = False,
         fold: bool | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         if lora_dropout:
@@ -105,6 +109,8 @@ class Policy(nn.Module):
                 self.model = load_adapter(base, adapter, is_trainable=True)
             if fold:
                 make_foldable(self.model)
+        if compile:
+            compile_layers(self.model)
         self.eval()
 
     @property
