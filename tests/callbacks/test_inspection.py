@@ -101,6 +101,20 @@ def test_reading_another_rollout_agrees_with_the_scoring_pass():
         )
 
 
+def test_maps_are_read_as_the_signals_of_the_run_are(tmp_path):
+    class Drawn(RolloutObserver):
+        def learned(self, module, rollout):
+            self.figures = dict(Inspection(tmp_path, fresh=1, fixed=1)._figures(module, rollout, rollout.credit))
+
+    drawn, reader = Drawn(), Reader(horizon=(2, 20), row="predictor", sink="drop")
+    run(callbacks=[reader, drawn], max_completion_tokens=20)
+    for tag in ("fresh_1/maps", "fixed_1/maps"):
+        near, _, far, _ = drawn.figures[tag].axes
+        assert near.get_ylabel() == "token, read from the row before it"
+        assert near.texts[0].get_text() == "Ā of the local heads, sink dropped"
+        assert far.images[0].get_array().mask[0].tolist() == [False, *[True] * 19]
+
+
 def test_without_signals_there_is_a_page_all_the_same(tmp_path):
     run(callbacks=[Inspection(tmp_path, every=5)], max_completion_tokens=20)
     (page,) = (tmp_path / "inspect").iterdir()

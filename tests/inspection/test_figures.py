@@ -8,11 +8,13 @@ import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
+from rhythm.attention.definitions import SignalSettings
 from rhythm.inspection import drawing
 from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
 from rhythm.inspection.responses import Response
-from rhythm.inspection.tokens import Scale, tokens_figure, wrap
+from rhythm.inspection.tokens import STRIPS, Scale, tokens_figure, wrap
 from rhythm.types import HeadGroups
 
 HOSTILE = ["\n", "$\\frac{", "\u202e\u0301", "<script>", "日本", "%s {x}", "\x00", "$x$", "שלום"]
@@ -133,7 +135,7 @@ def test_peaks_are_marked_and_the_highest_name_their_token():
 def test_maps_hide_what_no_row_may_see():
     near = torch.tensor([[1.0, 0.7], [0.4, 0.6]])
     known = response("abc", waad=[1, 2, 1], fai=[1, 2, np.nan])
-    figure = maps_figure(near, near, known, "maps")
+    figure = maps_figure(near, near, known, "maps", SignalSettings())
     drawn = figure.axes[0].images[0].get_array()
     assert drawn.mask.tolist() == [[False, True], [False, False]]
     assert drawn[1, 0] == pytest.approx(0.4)
@@ -142,12 +144,46 @@ def test_maps_hide_what_no_row_may_see():
 
 def test_peaks_are_those_of_the_whole_response_where_a_map_is_cropped():
     curve = [0, 1, 0, 5, 1, 0]
-    figure = maps_figure(torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps")
+    figure = maps_figure(
+        torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps", SignalSettings()
+    )
     rows, columns = (axes.lines[0] for axes in (figure.axes[0], figure.axes[2]))
     assert list(rows.get_ydata()) == list(columns.get_xdata()) == [1, 3]  # 3 would be an end, and no peak, of four
-    figure = maps_figure(torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps", prominence=1.0)
+    figure = maps_figure(
+        torch.eye(4), torch.eye(4), response("abcdef", waad=curve, fai=curve), "maps", SignalSettings(), 1.0
+    )
     assert list(figure.axes[0].lines[0].get_ydata()) == [3]  # 1 stands out by half of the standard deviation of 1.8
     assert list(curves_figure(response("abcdef", waad=curve), "curves", 1.0).axes[0].lines[1].get_xdata()) == [3]
+
+
+def test_the_maps_say_how_they_were_read():
+    plain, other = SignalSettings(), SignalSettings(row="predictor", sink="drop")
+    known = response("ab", waad=[1, 2], fai=[1, 2])
+    for settings, said in (
+        (plain, ["looking token"] * 2),
+        (other, ["token, read from the row before it", "looking token"]),
+    ):
+        figure = maps_figure(torch.eye(2), torch.eye(2), known, "maps", settings)
+        assert [axes.get_ylabel() for axes in figure.axes if axes.images and axes.texts] == said
+        assert any("sink dropped" in text for text in texts(figure)) == (settings is other)
+        hidden = [axes.images[0].get_array().mask[1].tolist() for axes in (figure.axes[0], figure.axes[2])]
+        assert hidden == [[False, settings is other], [False, False]]  # no row before a token looks at it
+
+
+def test_no_text_is_smaller_than_nine_pixels():
+    """Where TensorBoard shows a figure, a hundred pixels an inch; numbers in cells and names of peaks too."""
+    known = response([" 12"] * 60, **{name: np.arange(60) % 7 for name in STRIPS}, preplan=[1] * 60, anchor=[0] * 60)
+    distance, heads = {0: torch.rand(8) * 90}, HeadGroups(local=[(0, 5)], global_=[(0, 2)])
+    for figure in (
+        tokens_figure(known, "a"),
+        curves_figure(known, "a"),
+        maps_figure(torch.eye(60), torch.eye(60), known, "a", SignalSettings()),
+        heads_figure(distance, heads, "a"),
+    ):
+        figure.canvas.draw()
+        shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert len(shown) > 10
+        assert min(text.get_size() for text in shown) * 100 / 72 >= 9
 
 
 def test_both_groups_are_outlined_where_they_are():
@@ -165,10 +201,12 @@ def test_both_groups_are_outlined_where_they_are():
 
 def test_numbers_have_room_in_their_cells():
     """Sixteen heads a layer, as Qwen3-0.6B has, are too many for numbers."""
-    distance = {layer: torch.full((12,), 100.0 + layer) for layer in range(28)}
+    distance = {layer: torch.full((12,), 88.8 + layer) for layer in range(28)}
     figure = heads_figure(distance, HeadGroups(local=[(0, 5)], global_=[(7, 2)]), "heads")
     axes = figure.axes[0]
     figure.canvas.draw()
+    cell = axes.get_window_extent().width / 12
+    assert max(text.get_window_extent().width for text in axes.texts) < 0.85 * cell  # within a frame too
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))  # along a layer
     assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[12:], strict=False))  # and across

@@ -71,7 +71,7 @@ def report(
         body += ["<h2>What hangs on a token? (Table 1)</h2>", *perturbation_tables(tables["perturbation"])]
     body += ["<h2>By depth (Table 10)</h2>", layers_table(tables["layers"])]
     body += ["<h2>Where FAI peaks stand beside WAAD peaks (Table 20)</h2>", offsets_table(tables["alignment"])]
-    body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses, settings.prominence)]
+    body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses, settings)]
     body += ["<h2>Words that credit would amplify</h2>", words_table(tables["tokens"])]
     body += ["<h2>Responses</h2>"]
     if len(shown) < len(responses):
@@ -129,19 +129,22 @@ def described_responses(policy: Policy, found: Analysis, settings: AnalysisSetti
     return describe(described, policy.tokenizer, rows, group_size=1, fraction=settings.top_fraction)
 
 
-def pictures(policy: Policy, found: Analysis, responses: Sequence[Response], prominence: float) -> list[str]:
+def pictures(policy: Policy, found: Analysis, responses: Sequence[Response], settings: AnalysisSettings) -> list[str]:
     """Of the response whose length is the median: its tokens, curves and maps; of the heads their distances."""
     row = int(np.argsort([len(response.tokens) for response in responses])[len(responses) // 2])
     response, heads = responses[row], found.reading.selections[CHOSEN].heads
     ids = found.rollout.input_ids[row][found.rollout.attention_mask[row]]
-    near, far = mean_maps(policy.model, ids, int(found.rollout.prompt_lengths[row]), heads)
+    maps = mean_maps(policy.model, ids, int(found.rollout.prompt_lengths[row]), heads, settings.signals)
+    shown = maps_figure(*maps, response, "Mean maps of both head groups", settings.signals, settings.prominence)
     name = f"response {row + 1}"
     return [
         picture(heads_figure(found.reading.sums.mean_distance(), heads, "Mean attention distance"), "heads"),
         f"<h2>One response: {html.escape(name)}</h2>",
         picture(tokens_figure(response, name), "tokens with their signals"),
-        picture(curves_figure(response, "WAAD, FAI and entropy, after Fig. 2", prominence), "curves of the signals"),
-        picture(maps_figure(near, far, response, "Mean maps of both head groups", prominence), "mean attention maps"),
+        picture(
+            curves_figure(response, "WAAD, FAI and entropy, after Fig. 2", settings.prominence), "curves of the signals"
+        ),
+        picture(shown, "mean attention maps"),
     ]
 
 

@@ -102,15 +102,21 @@ class Inspection(RolloutObserver):
     def _responses(
         self, kind: str, at: str, module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None
     ) -> Iterator[tuple[str, Figure]]:
-        heads = rollout.signals.heads
+        heads, reader = rollout.signals.heads, attention_reader(module)
         for i, response in enumerate(describe_all(module, rollout, rows, shaped)):
             title = f"{kind} prompt {i + 1}, {at}"
             yield f"{kind}_{i + 1}/tokens", tokens_figure(response, title)
             yield f"{kind}_{i + 1}/curves", curves_figure(response, title)
-            if heads is not None:
+            if heads is not None and reader is not None:
                 ids, prompt = rollout.input_ids[rows[i]], int(rollout.prompt_lengths[rows[i]])
-                near, far = mean_maps(module.policy.model, ids[rollout.attention_mask[rows[i]]], prompt, heads)
-                yield f"{kind}_{i + 1}/maps", maps_figure(near, far, response, title)
+                ids = ids[rollout.attention_mask[rows[i]]]
+                maps = mean_maps(module.policy.model, ids, prompt, heads, reader.settings)
+                yield f"{kind}_{i + 1}/maps", maps_figure(*maps, response, title, reader.settings)
+
+
+def attention_reader(module: GRPOModule) -> AttentionSignals | None:
+    """The callback of the run that reads attention."""
+    return next((callback for callback in module.trainer.callbacks if isinstance(callback, AttentionSignals)), None)
 
 
 def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None) -> list[Response]:
@@ -143,8 +149,8 @@ def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
         )
     rollout.rewards = module.task.rewards(rollout).to(module.device)
     _, entropy = module.score(rollout)
-    readers = [callback for callback in module.trainer.callbacks if isinstance(callback, AttentionSignals)]
-    rollout.signals = readers[0].read(module, rollout) if readers else Signals()
+    reader = attention_reader(module)
+    rollout.signals = Signals() if reader is None else reader.read(module, rollout)
     rollout.signals.entropy = entropy
     seed = derive_seed(module.seed, "credit", module.iteration, module.global_rank)
     rollout.credit = module.credit(rollout.signals, module.eligible(rollout), seed=seed)

@@ -18,9 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rhythm.cli import flatten
 from rhythm.evaluation.comparison import Comparison, compare
 from rhythm.evaluation.metrics import student_interval
+from rhythm.inspection.drawing import COLOURS
 from rhythm.settings import CONFIG, is_free
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, for all colour visions
 
 OF_CREDIT = ("credit.", "signals.", "callbacks.attention_signals.")  # what a credit brings with it
 

@@ -23,11 +23,13 @@ WIDTH = 3.5  # inches
 DPI = 200
 MAP = colormaps["cividis"]
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#767676"
-ORANGE, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")  # of lines
 PALE_ORANGE, PALE_BLUE = "#FBE3CC", "#D3E9F7"
 MONO = "DejaVu Sans Mono"  # comes with matplotlib
 MONO_WIDTH = 0.602  # of the size of the font
 LEFT = 11.0  # points, the margin where titles begin
+SMALL = 6.5  # points, of a font: nine pixels where TensorBoard shows the figure; none is smaller
 SHOWN = {"\n": "↵", "\r": "↵", "\t": "⇥", "\u2028": "↵", "\u2029": "↵"}
 
 

@@ -15,6 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from rhythm.analysis.coupling import PROMINENCE
+from rhythm.attention.definitions import SignalSettings
 from rhythm.inspection import drawing
 from rhythm.inspection.drawing import (
     BLUE,
@@ -22,6 +23,7 @@ from rhythm.inspection.drawing import (
     MAP,
     MONO,
     ORANGE,
+    SMALL,
     put_title,
     write,
 )
@@ -50,54 +52,66 @@ def curves_figure(response: Response, title: str, prominence: float = PROMINENCE
         defined = values[~np.isnan(values)]
         low, high = (defined.min(), defined.max()) if len(defined) else (0.0, 0.0)
         axes.set_ylim(low - 0.05 * (high - low), low + 1.5 * max(high - low, 1e-9))  # room for tokens above peaks
-        axes.set_ylabel(f"{signal.label}, {signal.unit}".rstrip(", "), size=6)
+        axes.set_ylabel(f"{signal.label}, {signal.unit}".rstrip(", "), size=SMALL)
         _name_peaks(axes, peaks, values, response.tokens, labels)
         _tidy(axes)
-    panels[-1].set_xlabel("token of the response", size=6.5)
+    panels[-1].set_xlabel("token of the response", size=SMALL)
     panels[-1].set_xlim(-1, len(response.tokens))
     figure.align_ylabels(panels)
     return figure
 
 
-def maps_figure(near: Tensor, far: Tensor, response: Response, title: str, prominence: float = PROMINENCE) -> Figure:
+def maps_figure(
+    near: Tensor,
+    far: Tensor,
+    response: Response,
+    title: str,
+    settings: SignalSettings,
+    prominence: float = PROMINENCE,
+) -> Figure:
     """Ā^loc and Ā^glob of Eq. 8 of arXiv:2510.13554 among the tokens of a response, in two panels.
 
     Colours go by the square root, since attention is concentrated on few tokens. Triangles point at the rows of the
     WAAD peaks and at the columns of the FAI peaks.
 
     Args:
-        near, far: [n, n], row t attends to column s; n may be less than the response has.
+        near, far: [n, n] of `mean_maps`, row t attends to column s; n may be less than the response has.
+        settings: those that the maps were read by; the figure says which rows they have, and whether the sink.
         prominence: of a peak, in standard deviations of the whole response's values.
     """
     side, below, gap = 2.6, 0.36, 0.4  # inches: of a panel, under the lower one, between the two
     figure = drawing.new_figure(below + 2 * side + gap + 0.45)
     put_title(figure, title)
     height = figure.get_figheight()
-    names = ("Ā of the local heads", "Ā of the global heads")
-    for bottom, attention, name in zip((below + side + gap, below), (near, far), names, strict=True):
+    kept = ", sink dropped" * (settings.sink == "drop")
+    before = settings.row == "predictor"
+    looking = "token, read from the row before it" if before else "looking token"
+    panels = (
+        (below + side + gap, near, f"Ā of the local heads{kept}", looking, -int(before)),
+        (below, far, f"Ā of the global heads{kept}", "looking token", 0),
+    )
+    for bottom, attention, name, rows, diagonal in panels:
         axes = figure.add_axes((0.13, bottom / height, side / drawing.WIDTH, side / height))
         n = len(attention)
-        values = np.where(np.tri(n, dtype=bool), attention.float().cpu().numpy(), np.nan)
+        values = np.where(np.tri(n, k=diagonal, dtype=bool), attention.float().cpu().numpy(), np.nan)
         highest = max(1e-9, float(np.nanquantile(values, 0.995)))
         image = axes.imshow(values, cmap=MAP, norm=PowerNorm(0.5, 0, highest, clip=True), origin="upper")
         write(axes, 0, 1.03, name, size=7, transform=axes.transAxes)
         _tidy(axes)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_ylabel("looking token", size=6)
+        axes.set_ylabel(rows, size=SMALL)
         _colour_bar(figure, image, bottom / height, side / height, extend="max")
         if attention is near and "waad" in response.values:
-            rows = peak_places(response.values["waad"], prominence)
-            rows = rows[rows < n]
-            _beside(axes, rows, "<", (6, 0), ORANGE)
-            write(axes, 0.98, 0.94, "◂ WAAD peaks", size=6.5, color=ORANGE, ha="right", transform=axes.transAxes)
+            peaks = peak_places(response.values["waad"], prominence)
+            _beside(axes, peaks[peaks < n], "<", (6, 0), ORANGE)
+            write(axes, 0.98, 0.94, "◂ WAAD peaks", size=SMALL, color=ORANGE, ha="right", transform=axes.transAxes)
         if attention is far and "fai" in response.values:
-            columns = peak_places(response.values["fai"], prominence)
-            columns = columns[columns < n]
-            _beside(axes, columns, "v", (0, 6), BLUE)
-            write(axes, 0.98, 0.94, "▾ FAI peaks", size=6.5, color=BLUE, ha="right", transform=axes.transAxes)
+            peaks = peak_places(response.values["fai"], prominence)
+            _beside(axes, peaks[peaks < n], "v", (0, 6), BLUE)
+            write(axes, 0.98, 0.94, "▾ FAI peaks", size=SMALL, color=BLUE, ha="right", transform=axes.transAxes)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))  # marks move them
-    axes.set_xlabel("token looked at", size=6)
+    axes.set_xlabel("token looked at", size=SMALL)
     return figure
 
 
@@ -119,7 +133,7 @@ def heads_figure(distance: dict[int, Tensor], heads: HeadGroups, title: str) -> 
     layers = sorted(distance)
     values = np.stack([distance[layer].double().cpu().numpy() for layer in layers])
     rows, columns = values.shape
-    large = columns <= 12  # cells of three digits and a frame
+    large = columns <= 12  # cells of three digits and a frame; of a point too up to 10
     panel = max(1.0, 0.19 * rows, 2.6 * min(1.4, rows / columns)) if large else max(1.0, 0.11 * rows)  # inches
     figure = drawing.new_figure(0.75 + panel)
     height = figure.get_figheight()
@@ -129,20 +143,29 @@ def heads_figure(distance: dict[int, Tensor], heads: HeadGroups, title: str) -> 
     for axis, count, names in ((axes.xaxis, columns, range(columns)), (axes.yaxis, rows, layers)):
         shown = range(0, count, max(1, -(-count // 12)))
         axis.set_ticks(list(shown), [str(names[place]) for place in shown])
-    axes.set_xlabel("head", size=6.5)
-    axes.set_ylabel("layer", size=6.5)
+    axes.set_xlabel("head", size=SMALL)
+    axes.set_ylabel("layer", size=SMALL)
     _tidy(axes)
     _colour_bar(figure, image, 0.34 / height, panel / height, unit="tokens")
     if large:
         for (row, column), value in np.ndenumerate(values):
             dark = image.norm(value) < 0.55
-            write(axes, column, row, f"{value:.3g}", size=6, ha="center", va="center", color="w" if dark else INK)
+            write(
+                axes,
+                column,
+                row,
+                f"{value:{'.3g' if columns <= 10 else '.0f'}}",
+                size=SMALL,
+                ha="center",
+                va="center",
+                color="w" if dark else INK,
+            )
     marked = (("local", heads.local, ORANGE), ("global", heads.global_, "#FFFFFF"))
     for place, (name, group, colour) in enumerate(marked):
         cells = [(head, layers.index(layer)) for layer, head in group]
         mark = (_frame if large else _dot)(axes, cells, colour, place == 0)
         at = (0.1 + 0.35 * place, 1 - 0.27 / height)
-        figure.text(*at, f"{mark}: {name} heads", size=6.5, va="center", color=INK if place else ORANGE)
+        figure.text(*at, f"{mark}: {name} heads", size=SMALL, va="center", color=INK if place else ORANGE)
     return figure
 
 
@@ -184,7 +207,7 @@ def _name_peaks(axes: Axes, peaks: np.ndarray, values: np.ndarray, tokens: Seque
             rotation=90,
             ha="center",
             va="bottom",
-            size=5.5,
+            size=SMALL,
             family=MONO,
             color=INK,
             parse_math=False,
@@ -192,7 +215,7 @@ def _name_peaks(axes: Axes, peaks: np.ndarray, values: np.ndarray, tokens: Seque
 
 
 def _tidy(axes: Axes) -> None:
-    axes.tick_params(labelsize=6, length=2, width=0.4, colors=INK)
+    axes.tick_params(labelsize=SMALL, length=2, width=0.4, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     for spine in axes.spines.values():
         spine.set_linewidth(0.4)
@@ -202,7 +225,7 @@ def _colour_bar(
     figure: Figure, image: AxesImage, bottom: float, height: float, unit: str = "", **settings: str
 ) -> None:
     axes = figure.add_axes((0.885, bottom, 0.025, height))
-    axes.set_title(unit, size=6, pad=3)
+    axes.set_title(unit, size=SMALL, pad=3)
     bar = figure.colorbar(image, cax=axes, ticks=MaxNLocator(4, prune="upper"), **settings)
-    bar.ax.tick_params(labelsize=5.5, length=2, width=0.4)
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.4)
     bar.outline.set_linewidth(0.3)

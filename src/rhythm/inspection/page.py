@@ -14,11 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rhythm.inspection.drawing import png
-from rhythm.inspection.responses import SIGNALS, Response
+from rhythm.inspection.responses import SCALED_TO, SIGNALS, Response
 
 PAGE_TOKENS = 2**16  # a page of so many tokens has about 2 MB
 STEPS = 2**16 - 2  # values are packed as whole steps of their range; the number behind the last means undefined
-SCALED_TO = 0.99  # of the values have a colour of their own; the rest share the last one
 TEMPLATE = resources.files("rhythm.inspection") / "template"
 
 

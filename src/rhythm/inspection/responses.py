@@ -17,6 +17,7 @@ from rhythm.credit.base import CreditStrategy, SelectiveCredit, top_tokens
 from rhythm.credit.controls import MeanMatchedCredit, ShuffledCredit
 from rhythm.types import Rollout
 
+SCALED_TO = 0.99  # of a signal's values have a colour of their own; the rest share the last one
 PAPER_FRACTION = 0.4  # q of arXiv:2510.13554, where the strategy has none
 
 

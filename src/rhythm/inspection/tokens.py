@@ -24,15 +24,15 @@ from rhythm.inspection.drawing import (
     ORANGE,
     PALE_BLUE,
     PALE_ORANGE,
+    SMALL,
     write,
 )
-from rhythm.inspection.responses import SIGNALS, Response
+from rhythm.inspection.responses import SCALED_TO, SIGNALS, Response
 
 TOKENS = 200  # shown of a response
 STRIPS = {"waad": "W", "fai": "F", "entropy": "H", "credit": "γ"}  # beside each strip
-SIZE, STRIP, RIGHT = 7.0, 5.5, 4.0  # points: of the font, a strip's height, the margin
+SIZE, STRIP, RIGHT = 7.0, 6.5, 4.0  # points: of the font, a strip's height, the margin
 LINE = 9.5  # points, of a line of text
-SCALED_TO = 0.99  # of the values have a colour of their own; the rest share the last one
 
 
 class Scale(NamedTuple):
@@ -66,7 +66,7 @@ def tokens_figure(response: Response, title: str) -> Figure:
     lines = wrap(tokens, columns)
     marks = response.preplan is not None or response.anchor is not None
     problem = drawing.clipped(drawing.printable(response.problem), columns)
-    top = 28 + (11 if problem else 0) + 10 * -(-len(strips) // 2) + (12 if marks else 0)
+    top = 28 + (11 if problem else 0) + 10 * len(strips) + (12 if marks else 0)
     height = LINE + 4 + STRIP * len(strips) + 4
     figure = drawing.new_figure((top + height * len(lines) + 6) / 72)
     axes = drawing.plain_axes(figure)
@@ -97,7 +97,7 @@ def tokens_figure(response: Response, title: str) -> Figure:
                     shades.append(MAP(scales[name].share(values[token])))
         for place, name in enumerate(strips):
             middle = y + LINE + 2 + (place + 0.5) * STRIP - 0.4
-            write(axes, 3, middle, STRIPS[name], size=5, va="center", color=INK)
+            write(axes, 3, middle, STRIPS[name], size=SMALL, va="center", color=INK)
     for colour, polygons in boxes.items():
         axes.add_collection(PolyCollection(polygons, facecolors=colour, edgecolors="none", zorder=0))
     axes.add_collection(PolyCollection(cells, facecolors=shades, edgecolors="white", linewidths=0.3))
@@ -122,31 +122,32 @@ def wrap(tokens: Sequence[str], columns: int) -> list[list[tuple[int, int, str]]
 def _header(axes: Axes, response: Response, title: str, problem: str) -> None:
     write(axes, LEFT, 9, title, size=7.5, weight="bold")
     cut = f"; its first {TOKENS} are shown" if len(response.tokens) > TOKENS else ""
-    write(axes, LEFT, 18.5, response.headline() + cut, size=6.5)
+    write(axes, LEFT, 18.5, response.headline() + cut, size=SMALL)
     if problem:
-        write(axes, LEFT, 29, problem, size=6.5, family=MONO)
+        write(axes, LEFT, 29, problem, size=SMALL, family=MONO)
 
 
 def _legend(axes: Axes, scales: dict[str, Scale], top: float, marks: bool) -> None:
     for place, (name, (low, high, capped)) in enumerate(scales.items()):
-        x, y = LEFT + 124 * (place % 2), top + 10 * (place // 2)
+        x, y = LEFT, top + 10 * place
         signal = SIGNALS[name]
-        write(axes, x, y + 5, f"{STRIPS[name]}  {signal.label}", size=5.5)
-        write(axes, x + 48, y + 5, _short(low, high), size=5.5, ha="right")
-        axes.imshow(np.linspace(0, 1, 64)[None], cmap=MAP, extent=(x + 50, x + 74, y + 5.5, y + 0.5), aspect="auto")
-        write(axes, x + 76, y + 5, f"{'≥ ' * capped}{_short(high, high)} {signal.unit}", size=5.5)
+        write(axes, x, y + 5, STRIPS[name], size=SMALL)
+        write(axes, x + 10, y + 5, signal.label, size=SMALL)
+        write(axes, x + 66, y + 5, _short(low, high), size=SMALL, ha="right")
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=MAP, extent=(x + 69, x + 117, y + 5.5, y), aspect="auto")
+        write(axes, x + 120, y + 5, f"{'≥ ' * capped}{_short(high, high)} {signal.unit}", size=SMALL)
     width, height = axes.figure.get_size_inches() * 72
     axes.set(xlim=(0, width), ylim=(height, 0))  # images move them
     if marks:
-        y = top + 10 * -(-len(scales) // 2)
+        y = top + 10 * len(scales)
         keys = ((PALE_ORANGE, ORANGE, -0.9, "preplan"), (PALE_BLUE, BLUE, 5.6, "anchor"))
         for place, (pale, colour, bar, name) in enumerate(keys):
             x = LEFT + 60 * place
             axes.add_patch(Rectangle((x, y), 14, 6, color=pale, linewidth=0))
             axes.add_patch(Rectangle((x, y + bar), 14, 1.3, color=colour, linewidth=0))
-            write(axes, x + 17, y + 5, name, size=5.5)
+            write(axes, x + 17, y + 5, name, size=SMALL)
         _cross_out(axes, [_box(LEFT + 120, y, 14, 6)])
-        write(axes, LEFT + 137, y + 5, "undefined", size=5.5)
+        write(axes, LEFT + 137, y + 5, "undefined", size=SMALL)
 
 
 def _cross_out(axes: Axes, boxes: list) -> None:
