@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def analyze_policies(cfg: DictConfig) -> None:
     tables, moved, first = {}, {}, None
     with AnalysisProgress(adapters) as progress:
         for name, adapter in adapters.items():
+            policy = None  # the one before, or the memory would hold two
+            gc.collect()
             policy = load_policy(cfg.policy, adapter).to(cfg.device)
             found = analyze(policy, task, settings, progress.of(name))
             tables[name] = found.tables

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rhythm.evaluation.comparison import corrected
 from rhythm.evaluation.curves import Run, against, arms, draw, last_common, table
 from rhythm.evaluation.metrics import student_interval
+
+NOTHING = "no two seeds in common, and no two single runs that ended there on the same problems"
 
 
 def main() -> None:
@@ -39,11 +42,14 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
     print(f"after iteration {iteration}, the last that all of them have{': ' if behind else ''}{', '.join(behind)}")
     for name, group in found.items():
         print(f"{name}: {level([run.curve[iteration] for run in group])}")
-    first = next(iter(found))
-    for name in list(found)[1:]:
-        seen = against(found[name], found[first], iteration)
-        nothing = "no two seeds in common, and no two single runs that ended there on the same problems"
-        print(f"{name} − {first}: {seen or nothing}")
+    first, *others = found
+    seen = {name: against(found[name], found[first], iteration) for name in others}
+    paired = [name for name in others if seen[name] is not None]
+    seen |= dict(zip(paired, corrected([seen[name] for name in paired]), strict=True))
+    for name in others:
+        print(f"{name} − {first}: {seen[name] or NOTHING}")
+    if len(paired) > 1:
+        print(f"p is corrected for {len(paired)} comparisons by Holm's procedure; intervals are of each alone")
     print(f"written to {output / 'compare.csv'} and {output / 'compare.png'}")
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from rhythm.evaluation.comparison import Comparison, compare, holm, interquartile_mean, smallest_difference
+from rhythm.evaluation.comparison import Comparison, compare, corrected, interquartile_mean, smallest_difference
 from rhythm.evaluation.metrics import student_interval
+from rhythm.inspection.drawing import BLUE, ORANGE
 
-INK, BLUE, ORANGE = "#444444", "#0072B2", "#D55E00"  # Okabe and Ito: safe for colour-blind readers
+INK = "#444444"
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,14 @@ class Results:
         return compare(pairs.iloc[:, 0], pairs.iloc[:, 1], student=True)
 
     def secondary(self) -> dict[str, Comparison]:
-        """Every arm against the baseline, but for contrasts that are primary."""
+        """Every arm against the baseline, but for contrasts that are primary, with p by Holm over all of these."""
         others = [arm for arm in self.arms if arm != self.baseline and (arm, self.baseline) not in self.primary]
-        return {arm: self.compare(arm, self.baseline) for arm in others}
+        return dict(zip(others, corrected([self.compare(arm, self.baseline) for arm in others]), strict=True))
 
 
 def arms_table(results: Results) -> str:
     """Markdown: a line an arm. Percent are of pass@1 after the last iteration, over all seeds."""
     secondary = results.secondary()
-    adjusted = dict(zip(secondary, holm([each.p for each in secondary.values()]), strict=True))
     lines = [
         f"| arm | seeds | pass@1, % | middle half | against {results.baseline}, points | p | P(better) "
         "| gradient norm | entropy-weighted credit |",
@@ -79,7 +79,7 @@ def arms_table(results: Results) -> str:
             cells += ["", "", ""]
         else:
             seen = secondary.get(arm) or results.compare(arm, results.baseline)
-            p = f"{adjusted[arm]:.3f}" if arm in adjusted else "primary"
+            p = f"{seen.p:.3f}" if arm in secondary else "primary"
             cells += [f"{seen.difference:+.1f} [{seen.low:+.1f}, {seen.high:+.1f}]", p, f"{seen.improvement:.2f}"]
         means = (trained_mean(results, arm, name) for name in ("grad_norm", "credit_entropy_weighted"))
         cells += [f"{mean:.3f}" for mean in means]

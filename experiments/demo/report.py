@@ -7,8 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from rhythm.inspection.drawing import COLOURS
+
 HERE = Path(__file__).parent
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: safe for colour-blind readers
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nan, tensor
 
-from rhythm.analysis.perturbation import PerturbationSettings, Place, choose_places, jaccard, match, perturb
+from rhythm.analysis.overlap import jaccard
+from rhythm.analysis.perturbation import PerturbationSettings, Place, choose_places, match, perturb
 from rhythm.analysis.responses import respond
 from rhythm.policy import Policy
 from tests.training import EMBEDDED, countdown
@@ -40,12 +41,6 @@ def test_content_words_are_those_of_the_task_or_another_choice():
     assert found == {"task": expected, "words": expected | {"take", "apples"}, "numbers": expected}
     with pytest.raises(ValueError, match=r"content_words=nouns: use one of task, words, numbers"):
         settings(content_words="nouns")
-
-
-def test_jaccard_by_hand():
-    assert jaccard({"1", "2"}, {"2", "3"}) == pytest.approx(1 / 3)
-    assert jaccard([], []) is None
-    assert jaccard(["1"], []) == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@ import torch
 
 from rhythm import attention_signals
 from rhythm.analysis.alignment import by_example, by_offset
-from rhythm.analysis.heads import agreement_of_halves, head_tables, jaccard_heads
+from rhythm.analysis.heads import agreement_of_halves, head_tables
 from rhythm.analysis.layers import thirds
 from rhythm.analysis.reading import read, select
 from rhythm.analysis.responses import join, long_enough, respond
-from rhythm.analysis.tokens import agreement, by_chance, words
+from rhythm.analysis.tokens import words
 from rhythm.attention.definitions import SignalSettings
 from rhythm.policy import Policy
 from rhythm.scoring import score
@@ -64,7 +64,6 @@ def test_tables_of_heads(reading):
     assert len(tables["groups"]["chosen"]["local"]) == round(0.3 * 3 * 8)
     assert len(select(reading.sums, LAYERS["chosen"], 0.3, 0.1).receivers) == round(0.1 * 3 * 8)
     assert all(0 <= value <= 1 for value in agreement_of_halves(reading, LAYERS["chosen"], 0.3, 0.1).values())
-    assert jaccard_heads([(0, 1), (0, 2)], [(0, 2), (1, 1), (1, 2)]) == pytest.approx(1 / 4)
 
 
 def test_thirds_leave_no_layer_out():
@@ -122,6 +121,3 @@ def test_words_by_the_share_that_is_chosen(policy):
         {"word": "so", "share": 0.5, "count": 2},
     ]
     assert words(chosen, ids, mask, policy.tokenizer, least=2) == [{"word": "so", "share": 0.5, "count": 2}]
-    assert agreement(chosen, mask).tolist() == [pytest.approx(2 / 4)]
-    one = torch.tensor([[True, False, False, False]])
-    assert by_chance(one, torch.ones(1, 4, dtype=torch.bool)).tolist() == [pytest.approx(1 / 4)]

@@ -3,6 +3,7 @@ import pytest
 
 from rhythm.evaluation.comparison import (
     compare,
+    corrected,
     holm,
     interquartile_mean,
     probability_of_improvement,
@@ -89,3 +90,16 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(difference, 2.0, size=(4000, 10))
     t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(10))
     assert np.mean(np.abs(t) > 2.262) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_family_of_comparisons_is_corrected_by_holm_and_keeps_its_intervals():
+    draw = np.random.default_rng(3)
+    theirs = draw.normal(size=12)
+    family = [compare(theirs + gain + draw.normal(0, 0.3, 12), theirs, student=True) for gain in (0.15, 1.0, 0.0)]
+    found = corrected(family)
+    assert [each.p for each in found] == holm([each.p for each in family])
+    assert [(each.low, each.high) for each in found] == [(each.low, each.high) for each in family]
+    assert [each.distinguishable for each in family] == [True, True, False]
+    assert [each.distinguishable for each in found] == [False, True, False]
+    assert corrected(family[:1]) == family[:1]  # one is no family
+    assert corrected([]) == []

@@ -128,6 +128,33 @@ def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
 
 
+def test_of_several_arms_what_is_told_apart_is_so_after_holm(a_run, tmp_path, monkeypatch, capsys):
+    """Alone either gain would be: p is 0.034 and 0.041."""
+    gains = {"Uniform": (0.0,) * 3, "Anchor": (0.12, 0.10, 0.06), "Random": (0.13, 0.10, 0.06), "Entropy": (0.1,)}
+    folders = [
+        a_run(f"{credit}{seed}", credit=credit, seed=seed, values=(0.2, 0.4 + seed / 100 + gain))
+        for credit, of in gains.items()
+        for seed, gain in enumerate(of)
+    ]
+    found = load(*folders)
+    alone = {name: against(found[name], found["uniform"], 10) for name in ("anchor", "random")}
+    assert all(seen.distinguishable for seen in alone.values())
+    call(monkeypatch, *folders, "--output", tmp_path / "out")
+    out = capsys.readouterr().out
+    smaller, larger = sorted(seen.p for seen in alone.values())
+    assert f"anchor − uniform: {alone['anchor'].difference:+.4f} [" in out
+    for name, p in (("anchor", 2 * smaller), ("random", max(2 * smaller, larger))):
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{name} − uniform"))
+        assert f"p = {p:.3f}, 3 seeds" in line
+        assert line.endswith("not distinguishable")
+    assert "entropy − uniform: no two seeds in common" in out
+    assert "p is corrected for 2 comparisons by Holm's procedure; intervals are of each alone" in out
+    call(monkeypatch, *folders[:6], "--output", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert f"p = {smaller:.3f}, 3 seeds" in out  # one comparison is no family
+    assert "Holm" not in out
+
+
 def test_a_run_whose_metrics_tell_of_no_end_is_compared_all_the_same(a_run, tmp_path, monkeypatch, capsys):
     ours, theirs = a_run("a"), a_run("u", credit="Uniform", correct=[1, 2])
     (ours / "metrics.json").write_text('{"iterations": 20}')

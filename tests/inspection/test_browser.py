@@ -135,6 +135,14 @@ def test_the_keyboard_reaches_everything(page):
     assert read(page, "document.activeElement.tagName") == "TR"
     press(page, "\ue015")  # the arrow down
     assert read(page, "document.getElementById('problem').textContent") == "<b>bold</b>"
+    selected = "[...document.querySelectorAll('#completions tr')].map((row) => row.ariaSelected)"
+    assert read(page, selected) == ["false", "true", "false"]
+    assert read(page, "document.activeElement.closest('table').role") == "grid"  # in which a row may be selected
+    press(page, "\ue010")  # the last row
+    assert read(page, selected) == ["false", "false", "true"]
+    press(page, "\ue015")  # no row is behind it
+    press(page, "\ue013")  # the arrow up
+    assert read(page, selected) == ["false", "true", "false"]
     press(page, "\ue004")
     assert read(page, "document.activeElement.value") == "credit"
     press(page, "\ue012")  # the arrow to the left

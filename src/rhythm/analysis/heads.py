@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from rhythm.analysis.intervals import jaccard_by_chance
+from rhythm.analysis.overlap import jaccard, jaccard_by_chance
 from rhythm.analysis.reading import Reading, Selection, select
 from rhythm.attention.heads import ByLayer
 from rhythm.types import Head
@@ -18,19 +17,13 @@ def groups(selection: Selection) -> dict[str, list[Head]]:
 def overlaps(one: Selection, other: Selection) -> dict[str, float]:
     """Jaccard index of each group of two selections; 1 is the same heads."""
     theirs = groups(other)
-    return {name: jaccard_heads(mine, theirs[name]) for name, mine in groups(one).items()}
+    return {name: jaccard(mine, theirs[name]) for name, mine in groups(one).items()}
 
 
 def overlaps_by_chance(one: Selection, other: Selection, among: int) -> dict[str, float]:
     """What `overlaps` is on average where each group is drawn at random from so many heads."""
     theirs = groups(other)
     return {name: jaccard_by_chance(len(mine), len(theirs[name]), among) for name, mine in groups(one).items()}
-
-
-def jaccard_heads(one: Iterable[Head], other: Iterable[Head]) -> float:
-    """|A ∩ B| / |A ∪ B| of two groups of heads that are not both empty."""
-    one, other = set(one), set(other)
-    return len(one & other) / len(one | other)
 
 
 def head_tables(reading: Reading, layers: dict[str, list[int]], *fractions: float) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, hypergeom
+from scipy.stats import binomtest
 
+from rhythm.evaluation.metrics import bootstrap_interval
 from rhythm.seeding import derive_seed
 
 RESAMPLES = 2000
@@ -41,11 +42,12 @@ def bootstrap(
 
 
 def mean_interval(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile interval of the mean of [N] values; NaN are left out."""
+    """Percentile interval, 95%, of the mean of [N] values; NaN are left out; NaN twice of fewer than two."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
-    sums = np.stack([values, np.ones_like(values)], 1)
-    return bootstrap(sums, lambda total: total[:, 0] / total[:, 1], resamples=resamples, seed=seed)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    return bootstrap_interval(values, LEVEL, resamples, seed)
 
 
 def share_interval(count: int, n: int) -> Interval:
@@ -54,14 +56,6 @@ def share_interval(count: int, n: int) -> Interval:
         return float("nan"), float("nan")
     interval = binomtest(count, n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def jaccard_by_chance(one: int, other: int, among: int) -> float:
-    """The mean of |A ∩ B| / |A ∪ B| of sets of these sizes, thrown among so many things; NaN where both are empty."""
-    if not one + other:
-        return float("nan")
-    common = np.arange(max(0, one + other - among), min(one, other) + 1)
-    return float((hypergeom.pmf(common, among, one, other) * common / (one + other - common)).sum())
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from rhythm.analysis.overlap import jaccard
 from rhythm.policy import Policy
 from rhythm.rollout import sample
 from rhythm.scoring import completion_logits, micro_batches, to_completion
@@ -111,12 +112,6 @@ def match(top: Sequence[int], rest: Sequence[int], within: int) -> list[int]:
         near = [column for column in rest if abs(column - place) <= within and column not in taken]
         taken += near[-1:]
     return taken
-
-
-def jaccard(one: Iterable, other: Iterable) -> float | None:
-    """|A ∩ B| / |A ∪ B|; None where both are empty."""
-    one, other = set(one), set(other)
-    return len(one & other) / len(one | other) if one | other else None
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings
+from rhythm.analysis.tokens import KINDS
 from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.page import document, fitting, picture, viewer, viewer_data, viewer_script
@@ -90,8 +92,9 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
         f"{said['left_out_as_short']} shorter than the window are left out." * bool(said["left_out_as_short"]),
     ]
     choices = [
-        f"Layers {', '.join(map(str, chosen['layers']))}; {settings.head_fraction:g} of their heads are local and as "
-        f"many global, {settings.receiver_fraction:g} receivers, by rows {signals.receiver_gap} tokens on and more.",
+        f"Layers {', '.join(map(str, chosen['layers']))}; {settings.head_fraction:.0%} of their heads are local and "
+        f"as many global, and {settings.receiver_fraction:.0%} receivers, by rows {signals.receiver_gap} tokens on and "
+        "more.",
         f"WAAD has a window of {signals.window} tokens, FAI a horizon of {signals.horizon[0]} to {high}; "
         f"row: {signals.row}, sink: {signals.sink}, min_rows: {signals.min_rows}.",
         f"A peak stands out by {settings.prominence:g} standard deviations of its response's values.",
@@ -108,8 +111,9 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
         f"Brackets are 95% intervals over responses or problems by bootstrap of {settings.resamples} resamples, but "
         "for shares of problems Wilson's, and for marks thrown anew where 95% of the draws lie. p is two-sided, of as "
         f"many times throwing the marks anew within each response ({THROWN[settings.permute]}): whether what is "
-        f"observed differs from their mean; {1 / (settings.resamples + 1):.1g} is the least that it can be. Signals of "
-        "neighbouring tokens are alike and peaks are never neighbours, which permute=rotate respects.",
+        f"observed differs from their mean; {2 / (settings.resamples + 1):.1g} is the least that it can be. Signals of "
+        "neighbouring tokens are alike and peaks are never neighbours, which permute=rotate respects. No interval and "
+        "no p is corrected for how many there are.",
         "The paper's numbers are of Qwen3-4B-Base on mathematics, single values without intervals.",
     ]
     parts = (answered, choices, reading)
@@ -139,7 +143,7 @@ def pictures(policy: Policy, found: Analysis, responses: Sequence[Response], set
     name = f"response {row + 1}"
     return [
         picture(heads_figure(found.reading.sums.mean_distance(), heads, "Mean attention distance"), "heads"),
-        f"<h2>One response: {html.escape(name)}</h2>",
+        f"<h2>One response, of median length: {html.escape(name)}</h2>",
         picture(tokens_figure(response, name), "tokens with their signals"),
         picture(
             curves_figure(response, "WAAD, FAI and entropy, after Fig. 2", settings.prominence), "curves of the signals"
@@ -217,17 +221,18 @@ def heads_table(heads: dict[str, Any]) -> str:
         ]
         for name, of in heads["groups"].items()
     ]
-    heading = ["groups among", "local", "global", "receiver", "receivers that are global", "agreement of halves"]
+    heading = ["groups among", *(f"{group} heads, as layer.head" for group in ("local", "global", "receiver"))]
+    heading += ["receivers that are global", "agreement of halves: local, global, receiver"]
     return table(heading, rows)
 
 
 def words_table(tokens: dict[str, list[dict[str, Any]]]) -> str:
     columns = [
-        [f"{row['word'].strip() or '␣'} {row['share']:.0%}" for row in rows[:SHOWN_WORDS]] for rows in tokens.values()
+        [f"{row['word'].strip() or '␣'}: {row['share']:.0%} of {row['count']}" for row in rows[:SHOWN_WORDS]]
+        for rows in tokens.values()
     ]
-    length = max(map(len, columns), default=0)
-    padded = [column + [""] * (length - len(column)) for column in columns]
-    return table([f"{kind}, share of occurrences" for kind in tokens], zip(*padded, strict=True))
+    heading = [f"{kind} by {KINDS[kind]}: share of a word's occurrences" for kind in tokens]
+    return table(heading, zip_longest(*columns, fillvalue=""))
 
 
 def movement_table(

@@ -1,15 +1,13 @@
-"""Which tokens credit would amplify: the words among them, and how alike two choices are."""
+"""Which tokens credit would amplify, and the words among them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rhythm.analysis.intervals import jaccard_by_chance
 from rhythm.analysis.reading import Signals
 from rhythm.credit.base import top_tokens
 
@@ -38,14 +36,3 @@ def words(
         {"word": tokenizer.decode([token]), "share": share, "count": count}
         for share, count, token in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))
     ]
-
-
-def by_chance(chosen: Tensor, eligible: Tensor) -> Tensor:
-    """What `agreement` is on average of as many tokens as are chosen, thrown among the eligible ones. [N] float64."""
-    counts = zip(chosen.sum(1).tolist(), eligible.sum(1).tolist(), strict=True)
-    return torch.tensor([jaccard_by_chance(some, some, among) for some, among in counts], dtype=torch.float64)
-
-
-def agreement(one: Tensor, other: Tensor) -> Tensor:
-    """Jaccard index of two choices in each row of [N, T]; NaN where nothing is chosen. [N] float64."""
-    return (one & other).sum(1).double() / (one | other).sum(1).double()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rhythm.analysis.heads import overlaps, overlaps_by_chance
+from rhythm.analysis.overlap import agreement, agreement_by_chance
 from rhythm.analysis.study import CHOSEN, Analysis, AnalysisSettings, read_policy
-from rhythm.analysis.tokens import agreement, amplified, by_chance
+from rhythm.analysis.tokens import amplified
 from rhythm.policy import Policy
 from rhythm.runs import find_adapter, read_checkpoint
 
@@ -61,5 +62,7 @@ def movement(policy: Policy, found: Analysis, first: Analysis, settings: Analysi
         "heads": overlaps(*selections),
         "heads_by_chance": overlaps_by_chance(*selections, among=heads),
         "amplified": {kind: float(agreement(ours[kind], theirs[kind]).nanmean()) for kind in ours},
-        "amplified_by_chance": {kind: float(by_chance(ours[kind], eligible[kind]).nanmean()) for kind in ours},
+        "amplified_by_chance": {
+            kind: float(agreement_by_chance(ours[kind], eligible[kind]).nanmean()) for kind in ours
+        },
     }

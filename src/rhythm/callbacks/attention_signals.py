@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from rhythm import types
+from rhythm.analysis.overlap import jaccard
 from rhythm.attention.definitions import RECEIVER_GAP, Horizon, Row, SignalSettings, Sink, waad_drop
 from rhythm.attention.heads import Groups, HeadSums, Layers, check_groups
 from rhythm.attention.signals import SignalCollector, attention_signals, check_readable
@@ -182,5 +183,5 @@ def head_metrics(heads: HeadGroups, calibration: HeadGroups, so_far: HeadSums, n
     ):
         metrics[f"signals/{name}_distance"] = sum(float(distance[layer][head]) for layer, head in group) / len(group)
         metrics[f"signals/{name}_sink"] = now.mean_sink(group)
-        metrics[f"signals/{name}_overlap"] = len(set(group) & set(first)) / len(set(group) | set(first))
+        metrics[f"signals/{name}_overlap"] = jaccard(group, first)
     return metrics

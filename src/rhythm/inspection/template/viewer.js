@@ -57,6 +57,7 @@ function fillList() {
     const row = document.createElement("tr");
     for (const [, of] of COLUMNS) row.insertCell().textContent = shown(of(r));
     row.tabIndex = -1;
+    row.setAttribute("aria-selected", "false");
     row.addEventListener("click", () => select(r));
     row.addEventListener("keydown", (event) => walk(event, row, "ArrowUp", "ArrowDown"));
     row.addEventListener("focus", () => select(r));
@@ -85,7 +86,7 @@ function select(r) {
   if (r === response) return;
   if (response) {
     rows.get(response).tabIndex = -1;
-    rows.get(response).removeAttribute("aria-selected");
+    rows.get(response).setAttribute("aria-selected", "false");
   }
   response = r;
   rows.get(r).tabIndex = 0;
