@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def analyze_policies(cfg: DictConfig) -> None:
     tables, moved, first = {}, {}, None
     with AnalysisProgress(adapters) as progress:
         for name, adapter in adapters.items():
-            policy = None  # the one before, or the memory would hold two
-            gc.collect()
+            policy = None  # not two at once
             policy = load_policy(cfg.policy, adapter).to(cfg.device)
             found = analyze(policy, task, settings, progress.of(name))
             tables[name] = found.tables

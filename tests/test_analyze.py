@@ -2,30 +2,36 @@
 
 import json
 import sys
+import weakref
 
 import pytest
+from omegaconf import OmegaConf
 from transformers import BloomConfig, BloomForCausalLM
 
 import analyze as script
-from rhythm import cli
+import train
+from rhythm import cli, runs
 from tests.policies import WORDS, perturb, word_tokenizer
 
 SMALL = ["responses=3", "max_completion_tokens=60", "signals.window=5", "resamples=100", "perturbation.positions=1"]
+
+
+TINY = ["max_completion_tokens=30", "signals.window=4", "short=leave_out", "perturbation.tail=4"]  # ... random policy
 
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Runs analyze.py in this process and an empty folder; gives its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK):
+    for name in (runs.SHARED, "HYDRA_FULL_ERROR", cli.TRACEBACK):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
+    def run(*arguments, main=script.analyze_policies, name="analyze"):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            cli.main(script.analyze_policies, "analyze")
+            cli.main(main, name)
         except SystemExit as stop:
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().out
@@ -47,6 +53,81 @@ def test_the_base_and_an_adapter_are_analyzed_and_compared(call, tmp_path):
     assert written["settings"]["signals"]["window"] == 5
     assert 0 < written["movement"][str(tmp_path / "adapter")]["amplified"]["anchor"] < 1
     assert "As the policy learns" in (tmp_path / "here" / "report.html").read_text()
+
+
+def written(folder):
+    return json.loads((folder / "analysis.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_another_policy_is_analyzed_by_what_its_options_say(call, tiny_folder, tmp_path):
+    """A random model of three layers, each key that the paper leaves open off its default, Table 1 and all."""
+    options = [
+        "signals.row=predictor",
+        "signals.sink=drop",
+        "signals.min_rows=5",
+        "perturbation.end_is_alternative=true",
+    ]
+    policy = ["policy=local", f"policy.path={tiny_folder}", "device=cpu"]
+    code, out = call(*SMALL, *TINY, *policy, *options)
+    assert code == 0, out
+    found = written(tmp_path / "analysis")["analyses"]["base"]
+    assert set(found["heads"]["distance"]) == {"0", "1", "2"}
+    table = found["perturbation"]
+    assert table["trials"] >= 3 * table["top_below_bottom"]["problems"] > 0
+    assert {"top", "bottom", "at_equal_place"} <= set(table)
+    report = (tmp_path / "analysis" / "report.html").read_text()
+    assert "row: predictor, sink: drop, min_rows: 5" in report
+    assert "What hangs on a token? (Table 1)" in report
+    assert f">{table['top']['overlap']:.3f}" in report
+    code, out = call(*SMALL, *TINY, *policy, "output=plain")
+    assert code == 0, out
+    plain = written(tmp_path / "plain")["analyses"]["base"]
+    assert plain["responses"] == found["responses"]  # the same responses ...
+    assert all(mine > 0 for mine in plain["heads"]["sink"]["0"])
+    for kind in ("heads", "coupling", "alignment"):  # ... otherwise read
+        assert plain[kind] != found[kind]
+
+
+@pytest.fixture
+def learned(call, tiny_folder, tmp_path):
+    """A run of two iterations with a checkpoint of each, rewarded by the parity of lengths, and how it was called."""
+    subject = ["policy=local", f"policy.path={tiny_folder}", "task._target_=tests.training.EasyCountdown"]
+    sizes = ["iterations=2", "prompts_per_iteration=2", "group_size=4", TINY[0], "learning_rate=0.1"]
+    sizes += ["callbacks.evaluation.problems=2", "callbacks.checkpoints.keep_every=1", "~callbacks.startup"]
+    code, out = call(*subject, *sizes, "output_dir=run", main=train.train, name="train")
+    assert code == 0, out
+    return tmp_path / "run", subject
+
+
+def test_a_run_is_analyzed_from_its_base_to_its_end_one_policy_at_a_time(call, learned, monkeypatch):
+    alive, load = [], runs.load_policy
+
+    def loaded(config, adapter):
+        assert [policy() for policy in alive if policy() is not None] == []  # memory for one
+        policy = load(config, adapter)
+        alive.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr(runs, "load_policy", loaded)
+    run, subject = learned
+    code, out = call(*SMALL, *TINY, *subject, f"ckpt_path={run / 'checkpoints'}")
+    assert code == 0, out
+    assert len(alive) == 3
+    found = written(run / "analysis")
+    assert list(found["analyses"]) == ["base", "iteration 1", "iteration 2"]
+    assert list(found["movement"]) == ["iteration 1", "iteration 2"]
+    entropies = [tables["coupling"]["entropy_at_waad_peaks"]["expected"] for tables in found["analyses"].values()]
+    assert len(set(entropies)) == 3  # each is another policy
+    assert "As the policy learns" in (run / "analysis" / "report.html").read_text()
+
+
+def test_a_run_folder_without_an_adapter(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    OmegaConf.save(OmegaConf.create({"seed": 0}), tmp_path / "run" / "config.yaml")
+    code, err = call(*SMALL, f"ckpt_path={tmp_path / 'run'}")
+    assert code == 1
+    assert err.startswith(f"error: ckpt_path={tmp_path / 'run'}: no adapter, run folder or checkpoint is there")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

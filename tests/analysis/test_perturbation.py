@@ -98,3 +98,17 @@ def test_a_continuation_is_what_the_policy_writes_greedily_after_the_forced_toke
 def test_settings_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"perturbation.{name}=0: must be a whole number, 1 or more"):
         PerturbationSettings(**{name: 0})
+
+
+@pytest.mark.parametrize("end_is_alternative", [True, False])
+def test_the_end_is_forced_only_where_it_is_an_alternative_and_leaves_nothing(tiny_folder, end_is_alternative):
+    policy, task = Policy(str(tiny_folder)), countdown()
+    rollout = respond(policy, task, task.held_out(2), temperature=0.0, max_completion_tokens=12)
+    fai = torch.rand(rollout.completion_mask.shape, generator=torch.Generator().manual_seed(0))
+    every = settings(positions=1, alternatives=99, match_within=0, end_is_alternative=end_is_alternative)
+    trials = perturb(policy, task, rollout, fai, every, max_completion_tokens=12)
+    ends = [trial for trial in trials if trial.forced == policy.tokenizer.eos_token]
+    assert len(ends) == (4 if end_is_alternative else 0)  # two responses, two places each
+    assert not {policy.tokenizer.pad_token, policy.tokenizer.unk_token} & {trial.forced for trial in trials}
+    assert {trial.overlap for trial in ends} <= {0.0, None}  # nothing is written behind it
+    assert any(trial.overlap for trial in trials)

@@ -132,6 +132,13 @@ def test_peaks_are_marked_and_the_highest_name_their_token():
         assert [text.get_text() for text in axes.texts] == ["e"]
 
 
+def test_a_curve_that_is_level_is_drawn():
+    level = {"waad": np.full(3, 9.5, dtype=np.float32), "fai": np.full(3, np.nan, dtype=np.float32)}
+    waad, fai = curves_figure(Response("", list("abc"), values=level), "curves").axes
+    assert waad.get_ylim()[0] < 9.5 < waad.get_ylim()[1] < 12
+    assert fai.get_ylim()[0] < fai.get_ylim()[1]
+
+
 def test_maps_hide_what_no_row_may_see():
     near = torch.tensor([[1.0, 0.7], [0.4, 0.6]])
     known = response("abc", waad=[1, 2, 1], fai=[1, 2, np.nan])

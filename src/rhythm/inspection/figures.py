@@ -50,8 +50,9 @@ def curves_figure(response: Response, title: str, prominence: float = PROMINENCE
         peaks = peak_places(values, prominence)
         axes.plot(peaks, values[peaks], "o", color=colour, markersize=2.2)
         defined = values[~np.isnan(values)]
-        low, high = (defined.min(), defined.max()) if len(defined) else (0.0, 0.0)
-        axes.set_ylim(low - 0.05 * (high - low), low + 1.5 * max(high - low, 1e-9))  # room for tokens above peaks
+        low, high = (float(defined.min()), float(defined.max())) if len(defined) else (0.0, 0.0)
+        reach = high - low or 1.0
+        axes.set_ylim(low - 0.05 * reach, low + 1.5 * reach)  # room for tokens above peaks
         axes.set_ylabel(f"{signal.label}, {signal.unit}".rstrip(", "), size=SMALL)
         _name_peaks(axes, peaks, values, response.tokens, labels)
         _tidy(axes)
