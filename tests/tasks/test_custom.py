@@ -5,6 +5,7 @@ import math
 import pytest
 
 from rhythm.tasks.custom import Custom
+from rhythm.types import Rollout
 from tests.tasks.files import problem_set
 from tests.training import run
 
@@ -36,6 +37,13 @@ def test_rewards_are_weighted_sums_and_a_failure_of_one_is_no_reward(custom):
     assert task.scores([{"value": 10}] * 3, ["ab", "abc", "raise"]) == pytest.approx([6.0, 8.5, nan], nan_ok=True)
     assert custom("one", "parity").scores([{"value": 10}], ["abc"]) == [14.0]
     assert custom("batch", batch=True).reward({"value": 10}, "ab") == 12.0
+
+
+def test_the_first_function_says_what_is_right_whatever_the_reward(custom):
+    task = custom("parity", "one", weights=[1.0, 0.2])
+    rollout = Rollout([{"value": 10}] * 3, ["ab", "abc", "raise"], *[None] * 6)
+    assert task.rewards(rollout).tolist() == pytest.approx([2.4, 3.6, nan], nan_ok=True)
+    assert task.right(rollout).tolist() == [False, True, True]
 
 
 def test_a_problem_holds_the_rows_own_columns(custom):

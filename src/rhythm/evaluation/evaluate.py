@@ -113,7 +113,7 @@ def evaluate(
                 generator=generator(seed, "evaluation", number, device=policy.device),
             )
             parsed = torch.tensor([task.extract(completion) is not None for completion in rollout.completions])
-            seen = (task.rewards(rollout) == 1, parsed, rollout.truncated, rollout.completion_mask.sum(1))
+            seen = (task.right(rollout), parsed, rollout.truncated, rollout.completion_mask.sum(1))
             for i, values in enumerate(seen):
                 outcome[i, start : start + prompts_at_once] = values.view(-1, samples).to(outcome)
             firsts = torch.arange(0, len(rollout.completions), samples, device=policy.device)

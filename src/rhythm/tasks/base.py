@@ -60,6 +60,10 @@ class Task(ABC):
         """Scores a batch: [N], float32; NaN where there is no score, and the sample is left out of the update."""
         return torch.tensor(self.scores(rollout.problems, rollout.completions), dtype=torch.float32)
 
+    def right(self, rollout: Rollout) -> Tensor:
+        """The completions that held-out evaluation counts as right: [N] bool. By default those with a reward of 1."""
+        return self.rewards(rollout) == 1
+
     def scores(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
         """The reward of each completion; a task whose verifier is quicker on many overrides this."""
         pairs = zip(problems, completions, strict=True)

@@ -6,10 +6,14 @@ import math
 import operator
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from rhythm.tasks.base import Problem
 from rhythm.tasks.dataset import DatasetTask
 from rhythm.tasks.problem_set import ProblemSet
 from rhythm.tasks.reward import RewardFunction
+from rhythm.types import Rollout
 
 
 class Custom(DatasetTask):
@@ -17,8 +21,8 @@ class Custom(DatasetTask):
 
     A function is `function(problem, completion) -> float`, with the row's columns in `problem`, or with `batch` one
     for lists of both. It runs in a child process; where it fails, the sample is left out of the update and counted.
-    A reward is the weighted sum over the functions. Held-out evaluation counts a completion as right whose reward is 1,
-    so let the weights of functions that return 1 for right sum to 1.
+    A reward is the weighted sum over the functions. The first of them says what is right: held-out evaluation counts
+    the completions for which it returns 1, whatever the others, which may be about form or length, make of the reward.
 
     Args:
         train, test, template: see DatasetTask.
@@ -55,6 +59,9 @@ class Custom(DatasetTask):
 
     def reward(self, problem: Problem, completion: str) -> float:
         return self.scores([problem], [completion])[0]
+
+    def right(self, rollout: Rollout) -> Tensor:
+        return torch.tensor(self.functions[0](rollout.problems, rollout.completions)) == 1
 
     def scores(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
         """The weighted sum of the functions' rewards; NaN for a completion on which one of them failed."""
