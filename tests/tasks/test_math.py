@@ -1,5 +1,6 @@
 """Mathematical answers: right ones in any form, wrong ones that look right, and hostile ones."""
 
+import math
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from rhythm.tasks.problem_set import ProblemSet
 from rhythm.types import Rollout
 from tests.tasks.files import problem_set
 
+nan = math.nan
 UNREAD = ProblemSet(path="nobody/nothing")
 
 
@@ -167,10 +169,17 @@ def test_megabytes_of_boxes_are_read_in_milliseconds():
 def test_the_same_two_answers_are_compared_once_and_plain_ones_by_no_child(monkeypatch):
     made = Math(train=UNREAD, test=UNREAD)
     asked = []
-    monkeypatch.setattr(made, "_equal", lambda problems, answers: asked.extend(answers) or [1.0] * len(answers))
+    monkeypatch.setattr(made._equal, "tried", lambda problems, answers: asked.extend(answers) or [1.0] * len(answers))
     pairs = [("72", "72"), ("72", "71"), ("72", "\\frac{1}{2}"), ("72", "\\frac{1}{2}"), ("\\frac12", "\\frac12")]
     assert scores(made, *pairs) == [1.0, 0.0, 1.0, 1.0, 1.0]
     assert asked == ["\\frac{1}{2}"]
+
+
+def test_an_answer_that_ran_out_of_time_is_wrong_and_one_that_was_not_tried_has_no_score(monkeypatch):
+    made = Math(train=UNREAD, test=UNREAD)
+    monkeypatch.setattr(made._equal, "tried", lambda problems, answers: [1.0, nan])
+    pairs = [("72", f"72^{{{i}}}") for i in range(3)]
+    assert scores(made, *pairs, ("72", "72")) == pytest.approx([1.0, 0.0, nan, 1.0], nan_ok=True)
 
 
 def test_rows_become_problems_with_bare_answers(tmp_path):

@@ -1,4 +1,5 @@
 import inspect
+import math
 import re
 
 import pytest
@@ -6,6 +7,7 @@ from reasoning_gym.factory import DATASETS
 
 from rhythm.tasks.reasoning_gym import ReasoningGym, check_scorer
 
+nan = math.nan
 EXECUTED = ["binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication"]
 EXECUTED += ["puzzle24", "simple_integration", "spiral_matrix", "string_insertion"]
 
@@ -35,6 +37,12 @@ def test_problems_are_made_apart_and_scored_by_the_tasks_own_scorer(task):
     ]
     assert task.scores([problem] * 4, completions) == [1.0, 0.0, 0.0, 0.0]
     assert task.reward(problem, "<answer>1</answer> no <answer> " + entry["answer"] + "</answer>") == 1.0
+
+
+def test_an_answer_that_the_scorer_fails_on_is_wrong_and_one_that_was_not_tried_has_no_score(task, monkeypatch):
+    monkeypatch.setattr(task._score, "tried", lambda problems, answers: [0.5, nan])
+    found = task.scores([{}] * 4, ["<answer>1</answer>", "", "<answer>2</answer>", "<answer>3</answer>"])
+    assert found == pytest.approx([0.5, 0.0, 0.0, nan], nan_ok=True)
 
 
 @pytest.mark.parametrize("name", EXECUTED)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rhythm.tasks import reward
 from rhythm.tasks.reward import RewardFunction
 
 MODULE = "tests.tasks.reward_functions"
@@ -94,6 +95,16 @@ def test_a_sample_that_outlasts_its_deadline_is_nan(rewarding, caplog, completio
     assert time.monotonic() - started < 10
     assert "failed on 2 of 4 completions, first: no answer within 0.3 seconds" in caplog.text
     assert scored(function, "a") == [1.0]  # by a new process
+
+
+def test_what_remains_is_not_tried_after_many_samples_that_cost_their_process(rewarding, caplog, monkeypatch):
+    monkeypatch.setattr(reward, "MAX_LOST", 2)
+    function = rewarding("one")
+    completions = ["a", "die", "bb", "die", "ccc", "dddd"]
+    assert scored(function, *completions) == pytest.approx([1.0, nan, 22.0, nan, nan, nan], nan_ok=True)
+    assert "failed on 2 of 4 completions, first: its process ended" in caplog.text
+    assert "after 2 that ended their process 2 more were not tried" in caplog.text
+    assert function.tried([{"value": 0}] * 6, completions) == pytest.approx([1.0, nan, 2.0, nan], nan_ok=True)
 
 
 def test_what_a_function_prints_or_closes_is_no_reward(rewarding):

@@ -7,6 +7,7 @@ characters or two integers, no child is asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -60,14 +61,17 @@ class Math(DatasetTask):
         return [(problem, *known) for known in rewards.items()] if self.answer_pattern is None else []
 
     def scores(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
-        """1.0 where a completion's answer equals its problem's, else 0.0; the same two answers are compared once."""
+        """1.0 where a completion's answer equals its problem's, else 0.0; the same two answers are compared once.
+
+        NaN where so many answers before ran out of time that it was not tried.
+        """
         answers = (self.extract(completion) for completion in completions)
         pairs = [(problem["answer"], answer) for problem, answer in zip(problems, answers, strict=True)]
         verdicts = {pair: _plain(*pair) for pair in pairs}
         unclear = [pair for pair, verdict in verdicts.items() if verdict is None]
-        found = self._equal([{"answer": answer} for answer, _ in unclear], [answer for _, answer in unclear])
-        verdicts |= {pair: value == 1.0 for pair, value in zip(unclear, found, strict=True)}  # NaN: it ran out of time
-        return [float(verdicts[pair]) for pair in pairs]
+        found = self._equal.tried([{"answer": answer} for answer, _ in unclear], [answer for _, answer in unclear])
+        verdicts |= {pair: value == 1.0 for pair, value in zip(unclear, found, strict=False)}  # NaN: it ran out of time
+        return [math.nan if verdicts[pair] is None else float(verdicts[pair]) for pair in pairs]
 
 
 def _plain(reference: str, answer: str | None) -> bool | None:

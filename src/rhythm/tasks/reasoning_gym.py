@@ -78,11 +78,15 @@ class ReasoningGym(Task):
         return self.scores([problem], [completion])[0]
 
     def scores(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
-        """The scorer's verdict on each completion's answer; 0.0 where there is none or the scorer fails on it."""
+        """The scorer's verdict on each completion's answer; 0.0 where there is none or the scorer fails on it.
+
+        NaN where so many answers before ran out of time that it was not tried.
+        """
         answers = [self.extract(completion) for completion in completions]
         given = [i for i, answer in enumerate(answers) if answer is not None]
-        rewards = [0.0] * len(answers)
-        for i, value in zip(given, self._score([problems[i] for i in given], [answers[i] for i in given]), strict=True):
+        found = self._score.tried([problems[i] for i in given], [answers[i] for i in given])
+        rewards = [0.0 if answer is None else math.nan for answer in answers]
+        for i, value in zip(given, found, strict=False):
             rewards[i] = 0.0 if math.isnan(value) else value
         return rewards
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 START_SECONDS = 120  # for importing the function's module
+MAX_LOST = 10  # child processes that one call may cost
 FAILED = math.nan
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ class RewardFunction:
     """Calls `function(problem, completion) -> float`, or one for a whole batch, and returns NaN where it failed.
 
     A sample fails where the function raises, exits or outlasts its deadline, or returns None, NaN or anything else that
-    is no finite number. GRPO leaves such samples out and counts them in `reward/failed`.
+    is no finite number. GRPO leaves such samples out and counts them in `reward/failed`. A call that has lost MAX_LOST
+    child processes, each to a sample that hung or ended it, does not try what remains: an iteration is not held up by
+    hundreds of deadlines.
 
     Args:
         function: dotted name, `my.module.function`, importable from where the run was started.
@@ -54,19 +57,28 @@ class RewardFunction:
 
     def __call__(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float]:
         """One reward for each completion, in their order."""
+        rewards = self.tried(problems, completions)
+        return rewards + [FAILED] * (len(completions) - len(rewards))
+
+    def tried(self, problems: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float]:
+        """The same without the completions at the end that were not tried."""
         rewards: list[float] = []
         failures: list[str] = []
-        while len(rewards) < len(completions):
+        lost_children = 0
+        while len(rewards) < len(completions) and lost_children < MAX_LOST:
             try:
                 self._score(problems, completions, rewards, failures)
             except _ChildError as failure:  # the next child goes on behind what this one died of
                 self.close()
+                lost_children += 1
                 lost = len(completions) - len(rewards) if self.batch else 1
                 rewards += [FAILED] * lost
                 failures += [str(failure)] * lost
         if failures:
             counted = f"{len(failures)} of {len(rewards)} completions"
-            log.warning(f"reward function {self.function} failed on {counted}, first: {failures[0]}")
+            untried = len(completions) - len(rewards)
+            rest = f"; after {MAX_LOST} that ended their process {untried} more were not tried" if untried else ""
+            log.warning(f"reward function {self.function} failed on {counted}, first: {failures[0]}{rest}")
         return rewards
 
     def close(self) -> None:
