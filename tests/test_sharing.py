@@ -103,6 +103,8 @@ def test_the_card_says_what_the_adapter_is_and_what_it_scored(exported):
     assert f"{last['metrics']['eval/pass@1']:.3f} [{low:.3f}, {high:.3f}] |\n" in text
     for line in (f"```bash\n{COMMAND}\n```", "| credit | uniform, in GRPO", "| base | `embedded:tiny_countdown` |"):
         assert line in text
+    assert "| problems | 64 generated, of 3 numbers; held out: 512 by a hash of the problem |" in text
+    assert result["dataset"]["name"] == "EasyCountdown: 512 by a hash of the problem"
     assert f"torch {torch.__version__.partition('+')[0]}" in text
 
 

@@ -56,11 +56,12 @@ def card(module: GRPOModule, outcome: dict[str, Any], command: str | None) -> Mo
         command: what makes the same run again; None leaves it out.
     """
     policy, task, last = module.policy, type(module.task).__name__, outcome["last"]
+    train, test = module.task.origins()
     on_hub = not policy.path.startswith(EMBEDDED) and not Path(policy.path).exists()
     result = EvalResult(
         task_type="text-generation",
         dataset_type=task.lower(),
-        dataset_name=f"{task}, held out",
+        dataset_name=f"{task}: {test}",
         metric_type="pass@1",
         metric_value=round(last["metrics"]["eval/pass@1"], 4),
         metric_args={"problems": last["problems"], "samples": last["samples"]},
@@ -90,6 +91,7 @@ def card(module: GRPOModule, outcome: dict[str, Any], command: str | None) -> Mo
 |---|---|
 | base | `{policy.path}` |
 | task | {task} |
+| problems | {train}; held out: {test} |
 | credit | {method} |
 | trained | {trained} {module.group_size} |
 | seed | {module.seed}, one run |

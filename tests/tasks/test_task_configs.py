@@ -100,6 +100,15 @@ def test_a_split_that_is_divided_is_held_out_by_the_same_share():
         assert train == test
 
 
+def test_a_task_says_where_its_problems_come_from():
+    named = {"task=math": ("DigitalLearningGmbH/MATH-lighteval train", "HuggingFaceH4/MATH-500 test")}
+    crossthink = "nvidia/Nemotron-CrossThink train_qa"
+    named["task=crossthink_qa"] = (f"{crossthink} (train part)", f"{crossthink} (test part)")
+    named["task=countdown"] = ("20,000 generated, of 4 numbers", "512 by a hash of the problem")
+    for task, origins in named.items():
+        assert instantiate(composed(task), _convert_="all").origins() == origins
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_verifier_knows_its_known_answers(task):
     own = {"reasoning_gym": ["task.name=leg_counting", "task.test_size=2"]}

@@ -46,6 +46,10 @@ class Task(ABC):
         """
         return []
 
+    def origins(self) -> tuple[str, str]:
+        """Where the training and the held-out problems come from, in words: the model card names both."""
+        return "its own", "its own"
+
     def held_out(self, count: int) -> list[Problem]:
         """`count` held-out problems evenly spaced over all, or all where there are fewer: a task may sort them."""
         problems = self.test_problems().to_list()

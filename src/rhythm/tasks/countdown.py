@@ -76,6 +76,9 @@ class Countdown(Task):
         self.template = template
         self.answer_pattern = re.compile(answer_pattern)
 
+    def origins(self) -> tuple[str, str]:
+        return f"{self.train_size:,} generated, of {self.count} numbers", f"{self.test_size:,} by a hash of the problem"
+
     def train_problems(self) -> Dataset:
         return Dataset.from_list(self.problems("train", self.train_size))
 

@@ -46,6 +46,9 @@ class DatasetTask(Task):
         """A problem as the verifier wants it, of a row of the data; None where the row cannot be one."""
         return row
 
+    def origins(self) -> tuple[str, str]:
+        return self.train.origin, self.test.origin
+
     def train_problems(self) -> Dataset:
         problems = self._problems(self.train, "train", held_out={self._key(problem) for problem in self._held_out})
         return Dataset.from_list(problems)

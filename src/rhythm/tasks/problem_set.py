@@ -60,9 +60,10 @@ class ProblemSet:
     @property
     def origin(self) -> str:
         """What a message calls it."""
+        part = "" if self.part == "all" else f" ({self.part} part)"
         if self.files:
-            return ", ".join(map(str, self.files))
-        return " ".join(filter(None, (self.path, self.name, self.split)))
+            return ", ".join(map(str, self.files)) + part
+        return " ".join(filter(None, (self.path, self.name, self.split))) + part
 
     def rows(self) -> list[Row]:
         """All rows of the part.

@@ -61,6 +61,9 @@ class ReasoningGym(Task):
         self.answer_pattern = re.compile(answer_pattern)
         self._score = RewardFunction("rhythm.tasks.gym_child.score", seconds=seconds)
 
+    def origins(self) -> tuple[str, str]:
+        return f"{self.sizes['train']:,} of reasoning-gym's {self.name}", f"{self.sizes['test']:,} of other seeds"
+
     def train_problems(self) -> Dataset:
         held_out = {problem["question"] for problem in self._problems("test")}
         return Dataset.from_list([row for row in self._problems("train") if row["question"] not in held_out])
