@@ -81,9 +81,11 @@ class PolicyModule(LightningModule):
     # ---- numbers
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Logs scalars, averaged over the ranks, at this iteration."""
-        values = self.over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device), "mean")
-        reduced = dict(zip(metrics, values.tolist(), strict=True))
+        """Logs scalars at this iteration: averaged over the ranks, but the largest of what is called a maximum."""
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+        means, largest = (self.over_ranks(values, operation).tolist() for operation in ("mean", "max"))
+        pairs = zip(metrics, means, largest, strict=True)
+        reduced = {name: most if "/max" in name else mean for name, mean, most in pairs}
         self.metrics |= reduced
         for logger in self.loggers:
             logger.log_metrics(reduced, step=self.iteration)
