@@ -142,6 +142,12 @@ def test_a_saved_adapter_is_loadable_by_peft_alone(saved, tiny_folder):
     close(logits(loaded), logits(policy.model), rtol=0, atol=1e-6)
 
 
+def test_whoever_may_read_an_adapters_config_may_read_its_weights(saved):
+    _, folder = saved
+    modes = {file.suffix: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert modes[".safetensors"] == modes[".json"]
+
+
 def test_a_warm_start_is_the_saved_policy_and_trainable(saved, tiny_folder):
     policy, folder = saved
     warm = tiny(tiny_folder, adapter=str(folder), rank=16)  # the saved rank counts

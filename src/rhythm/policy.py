@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -159,7 +160,7 @@ class Policy(nn.Module):
 
     def save_adapter(self, folder: Path) -> None:
         """A folder that PEFT loads, or with `full` one that transformers loads."""
-        self.model.save_pretrained(folder)
+        save_weights(self.model, folder)
         if self.full:
             self.tokenizer.save_pretrained(folder)
 
@@ -180,6 +181,14 @@ class Policy(nn.Module):
     def folded(self) -> AbstractContextManager[None]:
         """Inside, the model computes with today's adapter folded in, where it can; nothing may step meanwhile."""
         return folded(self.model)
+
+
+def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """`save_pretrained`; safetensors makes its files for their owner alone, and these get the rights of the others."""
+    model.save_pretrained(folder)
+    (config, *_) = Path(folder).glob("*config.json")
+    for weights in Path(folder).glob("*.safetensors"):
+        shutil.copymode(config, weights)
 
 
 def check_full(dtype: str, quantization: str | None) -> None:

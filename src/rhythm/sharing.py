@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rhythm.loading import EMBEDDED
 from rhythm.module import GRPOModule
-from rhythm.policy import Policy
+from rhythm.policy import Policy, save_weights
 from rhythm.version import VERSION
 
 ROWS = {
@@ -158,7 +158,7 @@ def merge(policy: Policy, folder: str | Path, prompts: Sequence[str]) -> float:
     was_training, dtype = policy.training, policy.model.get_base_model().dtype
     policy.eval()
     merged = copy.deepcopy(policy.model).to(torch.float32).merge_and_unload(safe_merge=True).to(dtype)
-    merged.save_pretrained(folder)
+    save_weights(merged, folder)
     policy.tokenizer.save_pretrained(folder)
     del merged
     alone = AutoModelForCausalLM.from_pretrained(
