@@ -130,6 +130,14 @@ def test_strategies_that_cut_tensors_into_shards_are_refused():
             machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "strategy": strategy}))
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed", 16])
+def test_precisions_that_round_the_adapter_or_scale_its_gradients_are_refused(precision):
+    with pytest.raises(ValueError, match=f"^trainer.precision={precision}: .* use 32-true or bf16-mixed, and policy"):
+        machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "precision": precision}))
+    for sound in machine.PRECISIONS:
+        machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "precision": sound}))
+
+
 def test_credit_settings_that_make_no_sense(here, tiny_folder):
     outcome = here("train.py", *local(tiny_folder, "credit=random", "credit.top_fraction=1.5"))
     assert_one_line(outcome, "top_fraction", "1.5")

@@ -161,6 +161,7 @@ def test_anchor_credit_changes_the_gradient_and_leaves_the_rollout_alone():
         ({"advantage": "median"}, "algorithm.advantage=median: use one of std, mean, leave_one_out"),
         ({"sign": "up"}, "algorithm.sign=up: use one of both, positive, negative"),
         ({"temperature": 0}, "algorithm.temperature=0: must be above 0"),
+        ({"max_grad_norm": -1.0}, "algorithm.max_grad_norm=-1.0: must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_their_keys(settings, line):
@@ -168,8 +169,18 @@ def test_settings_that_make_no_sense_are_refused_by_their_keys(settings, line):
         run(**settings)
 
 
-def test_updates_that_do_not_divide_the_rows_are_all_taken():
-    _, watcher = run(updates_per_iteration=3)
+def test_updates_that_do_not_divide_the_rows_take_every_row_once(monkeypatch):
+    scored = []
+
+    def noted(model, batch, temperature):
+        scored.extend(batch.rows.tolist())
+        return completion_logps(model, batch, temperature)
+
+    monkeypatch.setattr("rhythm.module.completion_logps", noted)
+    _, watcher = run(updates_per_iteration=3, micro_batch_size=64)
+    learning = (watcher.rollout.advantages != 0).nonzero()[:, 0].tolist()
+    assert len(learning) > 3
+    assert sorted(scored) == learning
     assert watcher.metrics["updates/taken"] == 1
 
 

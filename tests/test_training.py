@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rhythm import runs
+from rhythm.settings import check_same_run
 from tests.test_configs import composed
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,13 @@ def test_the_adapter_loads_by_peft_alone(finished):
     assert equal({name: p.data for name, p in loaded.items()}, dict(state))
 
 
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
 def killed_and_resumed(nursery, folder, output, kills, seed):
     """Runs to the end over a number of SIGKILLs; each leaves a whole last checkpoint, or none yet.
 
@@ -166,9 +175,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished
     folder, output = tmp_path / "run", tmp_path / "output"
     pid = nursery.start(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}")
     last = folder / runs.LAST
-    deadline = time.time() + 120
-    while not last.is_file() and time.time() < deadline:
-        time.sleep(0.05)
+    wait_for(last.is_file)
     os.kill(pid, signal.SIGTERM)
     assert nursery.status() == 128 + signal.SIGTERM, output.read_text()
     out = output.read_text()
@@ -178,6 +185,19 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(finished
     assert 1 <= runs.read_checkpoint(last)["iteration"] < 6
     nursery.run(output, "train.py", *SMOKE, "iterations=6", f"output_dir={folder}", "ckpt_path=last")
     assert_same_run(finished[0], folder)
+
+
+def test_a_second_signal_stops_at_once(nursery, tmp_path):
+    folder, output = tmp_path / "run", tmp_path / "output"
+    pid = nursery.start(output, "train.py", *SMOKE, "iterations=50", f"output_dir={folder}")
+    wait_for(lambda: (folder / runs.LAST).is_file())
+    before = runs.read_checkpoint(folder / runs.LAST)["iteration"]
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: "SIGTERM: finishing this iteration" in output.read_text())
+    os.kill(pid, signal.SIGTERM)
+    assert nursery.status() == -signal.SIGTERM  # by the signal itself: nothing was finished, and nothing saved
+    assert "saved; to go on" not in output.read_text()
+    assert runs.read_checkpoint(folder / runs.LAST)["iteration"] in (before, before + 1)
 
 
 def test_a_finished_run_with_iterations_raised_equals_a_longer_one(finished, nursery, tmp_path):
@@ -223,12 +243,42 @@ def assert_same_run(one, other):
         ("policy.targets=[q_proj]", "policy.targets 'all-linear' then and ['q_proj'] now"),
         ("credit=entropy", "credit._target_ 'rhythm.credit.CoupledCredit' then and 'rhythm.credit.EntropyCredit' now"),
         ("credit.top_fraction=0.3", "credit.top_fraction 0.4 then and 0.3 now"),
+        ("trainer.precision=bf16-mixed", "trainer.precision '32-true' then and 'bf16-mixed' now"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_one(finished, override, difference):
     cfg = composed(*SMOKE, "iterations=9", f"output_dir={finished[0]}", "ckpt_path=last", override)
     with pytest.raises(ValueError, match=re.escape(f"was started with other settings: {difference}")):
         runs.open_run(cfg, None)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "free"),
+    [
+        ({"_target_": "transformers.get_scheduler", "name": "constant_with_warmup"}, True),
+        (None, True),
+        ({"_target_": "transformers.get_scheduler", "name": "cosine"}, False),
+        ({"_target_": "transformers.get_cosine_schedule_with_warmup"}, False),
+    ],
+)
+def test_iterations_are_raised_where_no_earlier_learning_rate_depends_on_them(scheduler, free, tmp_path):
+    cfg = composed(*SMOKE, "iterations=6")
+    cfg.algorithm.scheduler = scheduler
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    cfg.iterations = 9
+    with nullcontext() if free else pytest.raises(ValueError, match="other settings: iterations 6 then and 9 now"):
+        check_same_run(cfg, tmp_path / "config.yaml")
+
+
+def test_a_checkpoint_is_not_evaluated_on_other_base_weights(finished, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "src/rhythm/assets/tiny_countdown")
+    base.lm_head.weight.data.mul_(1.01)
+    base.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(ROOT / "src/rhythm/assets/tiny_countdown").save_pretrained(tmp_path)
+    cfg = composed(*SMOKE)
+    cfg.policy.path = str(tmp_path)
+    with pytest.raises(ValueError, match=f"^policy.path={tmp_path}: the checkpoint belongs to other base weights"):
+        runs.load_policy(cfg.policy, finished[0] / runs.LAST)
 
 
 def refusal(nursery, output, *command):

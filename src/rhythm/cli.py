@@ -50,11 +50,12 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
             _passing_hydra(run, config_name)
         )()
     except Interrupted as stop:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        first = _is_first_process()
+        if first:
             where = shlex.join(["ckpt_path=last", f"output_dir={stop.run}"])
             print(f"saved; to go on: {command_line(sys.argv[0], sys.argv[1:])} {where}", flush=True)
         # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
-        sys.exit(128 + stop.signum if os.environ.get("LOCAL_RANK", "0") == "0" else 0)
+        sys.exit(128 + stop.signum if first else 0)
     except (*USER_ERRORS, _UserError) as error:
         error = error.__cause__ if isinstance(error, _UserError) else error
         if os.environ.get(TRACEBACK):
@@ -84,7 +85,7 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
 
         keep_freed_memory()
         _quiet_libraries()
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # what was left out of the data, as a plain line on stderr
+        if _is_first_process():  # what was left out of the data, as a plain line on stderr
             logging.getLogger("rhythm").setLevel(logging.INFO)
             logging.lastResort.setLevel(logging.INFO)
         try:
@@ -95,6 +96,13 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
             raise _UserError from error
 
     return job
+
+
+def _is_first_process() -> bool:
+    """Of those of a distributed run, whichever launcher started them."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return not rank_zero_only.rank
 
 
 def _quiet_libraries() -> None:

@@ -104,8 +104,12 @@ def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    # Each process of a distributed run onto its own device; quantizing happens there.
-    return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    return {"quantization_config": config, "device_map": {"": _own_gpu()}}  # quantizing happens there
+
+
+def _own_gpu() -> int:
+    """The number on its node of the GPU that this process of a run trains on, as Lightning will choose it."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, ends: Container[int]) -> None:

@@ -7,6 +7,8 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
     """Raises ValueError where several runs of several processes each would share one parent process."""
@@ -21,8 +23,14 @@ def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
 def check_accelerator(trainer: DictConfig) -> None:
     """Raises ValueError where there is no such accelerator, or a strategy that cuts tensors into shards.
 
-    Apple's has no float64, which the statistics need.
+    Apple's has no float64, which the statistics need. So it does where a precision would round the adapter itself, or
+    scale the gradients that are measured and clipped.
     """
+    if str(trainer.get("precision", "32-true")) not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision={trainer.precision}: the adapter and its gradients are float32; use "
+            f"{' or '.join(PRECISIONS)}, and policy.dtype for the base"
+        )
     strategy = str(trainer.get("strategy", "auto"))
     if strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(

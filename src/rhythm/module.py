@@ -43,7 +43,7 @@ class GRPOModule(PolicyModule):
         optimizer: makes the optimizer from the adapter's parameters.
         scheduler: makes a schedule from the optimizer and `num_training_steps`, counted in updates; None is constant.
         sampler: writes the completions that are learned from; None is the policy itself.
-        iterations: how many the whole run has; only a schedule reads it.
+        iterations: how many the whole run has.
         group_size: G, completions of each prompt.
         updates_per_iteration: optimizer steps, each on its share of the iteration's completions.
         max_completion_tokens: a completion without an end by then is truncated.
@@ -99,6 +99,8 @@ class GRPOModule(PolicyModule):
                 raise ValueError(f"{name}={count}: must be at least 1")
         if temperature <= 0:
             raise ValueError(f"algorithm.temperature={temperature}: must be above 0")
+        if max_grad_norm <= 0:
+            raise ValueError(f"algorithm.max_grad_norm={max_grad_norm}: must be above 0; .inf clips nothing")
         for name, value, options in (("advantage", advantage, get_args(Kind)), ("sign", sign, get_args(Sign))):
             if value not in options:
                 raise ValueError(f"algorithm.{name}={value}: use one of {', '.join(options)}")

@@ -25,6 +25,7 @@ from rhythm.settings import CONFIG, check_same_run
 LAST = Path("checkpoints") / "last.ckpt"
 HPARAMS = "hparams.yaml"
 LOCK = ".lock"
+STAGED = f".{CONFIG}"  # written beside it, then renamed
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
 _claims: dict[Path, FileLock] = {}
 
@@ -88,7 +89,9 @@ def open_run(cfg: DictConfig, label: str) -> Path | None:
     if first_process:
         claim(Path(cfg.output_dir))
         (Path(cfg.output_dir) / HPARAMS).unlink(missing_ok=True)  # Lightning writes none over it; iterations may differ
-        OmegaConf.save(cfg, Path(cfg.output_dir) / CONFIG, resolve=True)
+        staged = Path(cfg.output_dir) / STAGED
+        OmegaConf.save(cfg, staged, resolve=True)
+        staged.replace(staged.with_name(CONFIG))  # other processes of the run may be reading it
     return checkpoint
 
 
@@ -160,7 +163,9 @@ def new_folder(cfg: DictConfig, label: str) -> Path:
     if cfg.output_dir is not None:
         folder = Path(cfg.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name not in (CONFIG, LOCK) for path in folder.iterdir()):  # a run that never began leaves these
+        if any(
+            path.name not in (CONFIG, LOCK, STAGED) for path in folder.iterdir()
+        ):  # a run that never began leaves these
             if (folder / LAST).is_file():
                 mend = "holds a run; add ckpt_path=last to resume it, or name another folder"
             else:
@@ -225,6 +230,8 @@ def load_policy(config: DictConfig, adapter: Path | None) -> Policy:
     if adapter is None or adapter.is_file():
         policy = instantiate(config, _convert_="all")
         if adapter is not None:
-            policy.load_adapter_state(read_checkpoint(adapter)["state_dict"])
+            checkpoint = read_checkpoint(adapter)
+            policy.check_base(checkpoint["base"])
+            policy.load_adapter_state(checkpoint["state_dict"])
         return policy
     return instantiate(config, adapter=str(adapter), _convert_="all")

@@ -18,8 +18,9 @@ FREE += ["doctor", "estimate", "prompt_tokens", "command"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE += [f"sampler.{name}" for name in ("url", "folder", "model", "timeout", "patience")]
 FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
-# But for these callbacks' settings: what is learned depends on them, or on what problems it is measured.
-BOUND = ("callbacks.attention_signals", "callbacks.evaluation.problems", "callbacks.evaluation.samples")
+# But for these: what is learned depends on them, or what is measured.
+BOUND = ("trainer.precision", "callbacks.attention_signals")
+BOUND += tuple(f"callbacks.evaluation.{name}" for name in ("problems", "samples", "prompts_at_once"))
 # What a policy is asked and when it ends, and of what kind its trained weights are.
 SUBJECT = [f"policy.{name}" for name in ("path", "full", "chat_template", "system_prompt", "stop_strings")]
 PROBLEMS = ("task.train.", "task.test.")  # which problems, not how they are asked
@@ -38,8 +39,9 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
         for key in before.keys() | now.keys()
         if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not is_free(key)
     )
-    schedule = now.get("algorithm.scheduler.name") or "constant"
-    if before["iterations"] != now["iterations"] and not schedule.startswith("constant"):
+    scheduled = now.get("algorithm.scheduler") is not None
+    constant = not scheduled or str(now.get("algorithm.scheduler.name")).startswith("constant")
+    if before["iterations"] != now["iterations"] and not constant:
         differing.insert(0, "iterations")  # the length of the schedule: its earlier part would have been another
     if differing:
         shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
@@ -47,7 +49,10 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
 
 
 def is_free(key: str) -> bool:
-    """Whether a key may change when a run is resumed: neither what is learned nor what is measured depends on it."""
+    """Whether a key may change when a run is resumed: what is learned or measured depends on it by chance at most.
+
+    By chance it does on the number of devices, each of which draws for itself.
+    """
     return key in FREE or (key.startswith(FREE_GROUPS) and not key.startswith(BOUND))
 
 

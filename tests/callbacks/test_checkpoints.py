@@ -13,7 +13,6 @@ import torch
 from rhythm import cli
 from rhythm.callbacks.checkpoints import Checkpoints
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.faults import Interrupted
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.runs import read_checkpoint
@@ -155,16 +154,6 @@ def test_a_first_checkpoint_that_cannot_be_written_says_that_there_is_none(tmp_p
     with limited_files(), pytest.raises(OSError, match=line):
         run(**SETTINGS, callbacks=[Full(100, iteration=1), Checkpoints(str(tmp_path), every=1)])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_second_signal_stops_at_once():
-    checkpoints = Checkpoints("unused")
-    signal.signal(signal.SIGTERM, handler := signal.getsignal(signal.SIGTERM))
-    checkpoints._remember(signal.SIGTERM, None)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    signal.signal(signal.SIGTERM, handler)
-    assert issubclass(Interrupted, BaseException)
-    assert not issubclass(Interrupted, Exception)
 
 
 def test_a_checkpoint_is_not_resumed_on_other_base_weights(finished, monkeypatch):

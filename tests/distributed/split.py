@@ -1,20 +1,24 @@
 """One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER URL`.
 
 Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone.
-Then two updates on completions that a server at URL samples for each, and one of a sampler without a server.
+Then two updates on completions that a server at URL samples for each, one of a sampler without a server, and one whose
+checkpoint finds the disk full.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from rhythm.callbacks.attention_signals import AttentionSignals
+from rhythm.callbacks.checkpoints import Checkpoints
 from rhythm.credit import AnchorCredit
 from rhythm.data import PromptData
 from rhythm.module import GRPOModule
@@ -56,7 +60,15 @@ class SplitModule(GRPOModule):
         return whole.take(rows.chunk(self.trainer.world_size)[self.global_rank])
 
 
-def fit(devices: int, case: str, sampler: Sampler | None = None, *, iterations: int = 1, tokens: int = 150) -> dict:
+def fit(
+    devices: int,
+    case: str,
+    sampler: Sampler | None = None,
+    *,
+    iterations: int = 1,
+    tokens: int = 150,
+    callbacks: Sequence[Callback] = (),
+) -> dict:
     """One SGD step at rate 1, unclipped: the adapter moves by minus the gradient."""
     seed_adapter(0)
     policy = Policy("embedded:tiny_countdown", rank=4, alpha=8)
@@ -95,11 +107,11 @@ def fit(devices: int, case: str, sampler: Sampler | None = None, *, iterations: 
         max_epochs=1,
         limit_val_batches=0,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[reader],
+        callbacks=[reader, *callbacks],
     )
     data = PromptData(task, policy.tokenizer, prompts_per_iteration=PROMPTS, iterations=iterations, seed=0)
     trainer.fit(module, data)
@@ -124,3 +136,10 @@ if __name__ == "__main__":
         fit(int(os.environ["WORLD_SIZE"]), "served", VLLMSampler("http://127.0.0.1:1", sys.argv[1], patience=0.1))
     except (OSError, ValueError) as error:
         (Path(sys.argv[1]) / f"failed-{os.environ['RANK']}").write_text(str(error))
+    if os.environ["RANK"] == "0":  # which alone writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    checkpoints = Checkpoints(str(Path(sys.argv[1]) / "checkpoints"))
+    try:
+        fit(int(os.environ["WORLD_SIZE"]), "sequence_mean", tokens=12, callbacks=[checkpoints])
+    except (OSError, ValueError) as error:
+        (Path(sys.argv[1]) / f"full-{os.environ['RANK']}").write_text(str(error))

@@ -71,6 +71,12 @@ def test_what_fails_in_the_first_process_is_raised_in_both(together):
     assert "sampler.url=http://127.0.0.1:1: no answer to /v1/models" in first
 
 
+def test_a_checkpoint_that_the_first_process_cannot_write_ends_both(together):
+    first, second = ((together / f"full-{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert "last.ckpt could not be written, File too large; there is none before" in first
+
+
 def train(*overrides):
     command = [sys.executable, "train.py", "experiment=anchor", "trainer=ddp", "trainer.accelerator=cpu", "debug=smoke"]
     return subprocess.Popen(

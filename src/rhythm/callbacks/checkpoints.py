@@ -61,29 +61,43 @@ class Checkpoints(Checkpoint):
         evaluated = pl_module.evaluated_at == iteration
         if evaluated and (self.best is None or pl_module.metrics[MONITOR] > self.best):
             self.best = pl_module.metrics[MONITOR]
-            self.save(trainer, "best.ckpt")
+            self.save(trainer, pl_module, "best.ckpt")
         ended = iteration == pl_module.iterations
         if signum or iteration % self.every == 0 or ended:
-            self.save(trainer, "last.ckpt")
+            self.save(trainer, pl_module, "last.ckpt")
         if self.keep_every and iteration % self.keep_every == 0:
-            self.save(trainer, f"iteration_{iteration:06}.ckpt")
+            self.save(trainer, pl_module, f"iteration_{iteration:06}.ckpt")
         if signum and not ended:  # after the last iteration there is nothing to stop
             raise Interrupted(signum, self.folder.parent)
 
-    def save(self, trainer: Trainer, name: str) -> None:
-        """Writes beside the target, syncs and renames: a kill at any moment leaves the earlier file or the new one."""
-        target, previous = self.folder / name, self.folder / "previous.ckpt"
-        staged, copied = target.with_suffix(".tmp"), previous.with_suffix(".tmp")
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def save(self, trainer: Trainer, module: GRPOModule, name: str) -> None:
+        """Writes beside the target, syncs and renames: a kill at any moment leaves the earlier file or the new one.
+
+        Raises OSError where it cannot be written, ValueError with the same message in the other processes.
+        """
+        target = self.folder / name
+        staged = target.with_suffix(".tmp")
+        failed: OSError | None = None
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(staged, weights_only=False)  # with optimizer and counters, not weights alone
-            if trainer.is_global_zero:
-                sync(staged)
-                if name == "last.ckpt" and target.is_file():
-                    shutil.copyfile(target, copied)  # a hard link would do, but not every file system has them
-                    sync(copied)
-                    copied.replace(previous)
-                staged.replace(target)
+        except OSError as error:
+            failed = error
+            trainer.strategy.barrier()  # at which the other processes have arrived
+        module.on_first_rank(lambda: self._place(staged, target, failed))
+
+    def _place(self, staged: Path, target: Path, failed: OSError | None) -> None:
+        previous = self.folder / "previous.ckpt"
+        copied = previous.with_suffix(".tmp")
+        try:
+            if failed is not None:
+                raise failed
+            sync(staged)
+            if target.name == "last.ckpt" and target.is_file():
+                shutil.copyfile(target, copied)  # a hard link would do, but not every file system has them
+                sync(copied)
+                copied.replace(previous)
+            staged.replace(target)
         except OSError as error:
             for path in (staged, copied):
                 path.unlink(missing_ok=True)

@@ -55,13 +55,8 @@ class Export(Callback):
         self.seconds += now - self._started
         self._started = now
         # Before the last checkpoint is written: a run that is killed between the two does its last iterations again.
-        if trainer.is_global_zero and pl_module.iteration == pl_module.iterations:
-            outcome = self._outcome(trainer, pl_module)
-            self._write(pl_module, outcome)
-            final = {"final/pass@1": outcome["last"]["metrics"]["eval/pass@1"]}
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):  # its table of hyperparameters, a row a run
-                    logger.log_hyperparams(dict(logger.hparams), final, step=pl_module.iteration)
+        if pl_module.iteration == pl_module.iterations:
+            pl_module.on_first_rank(lambda: self._write(pl_module, self._outcome(trainer, pl_module)))
 
     def on_train_end(self, trainer: Trainer, pl_module: GRPOModule) -> None:
         if trainer.is_global_zero and pl_module.iteration == pl_module.iterations:
@@ -87,6 +82,10 @@ class Export(Callback):
             problems = module.task.test_problems().to_list()[:4]
             kl = merge(module.policy, folder, [module.task.prompt(problem) for problem in problems])
             print(f"{folder}: {kl:.1e} nats a token from the adapter", flush=True)
+        final = {"final/pass@1": outcome["last"]["metrics"]["eval/pass@1"]}
+        for logger in module.loggers:
+            if isinstance(logger, TensorBoardLogger):  # its table of hyperparameters, a row a run
+                logger.log_hyperparams(dict(logger.hparams), final, step=module.iteration)
 
     def _print_board(self, trainer: Trainer) -> None:
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):

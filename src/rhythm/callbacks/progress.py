@@ -24,6 +24,8 @@ class Progress(RichProgressBar):
 
     def __init__(self, *, line_every: int = 10):
         super().__init__(leave=True)
+        if line_every < 1:
+            raise ValueError(f"callbacks.progress.line_every={line_every}: must be at least 1")
         self.line_every = line_every
 
     @property

@@ -45,8 +45,10 @@ class StartupCheck(Callback):
                 self._tell(trainer, name, check())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GRPOModule, *args: Any) -> None:
-        if not self._tags_seen and trainer.is_global_zero:
-            self._tell(trainer, "tags", doctor.check_tags(trainer.loggers, pl_module.metrics))
+        if not self._tags_seen:
+            pl_module.on_first_rank(
+                lambda: self._tell(trainer, "tags", doctor.check_tags(trainer.loggers, pl_module.metrics))
+            )
         self._tags_seen = True
 
     def on_train_end(self, trainer: Trainer, pl_module: GRPOModule) -> None:
