@@ -32,6 +32,8 @@ def analyze_policies(cfg: DictConfig) -> None:
     task = instantiate(cfg.task, _convert_="all")
     latest = list(adapters.values())[-1]
     output = Path(cfg.output or ((run_of(latest) if latest else Path()) / "analysis"))
+    if output.is_file():
+        raise ValueError(f"output={output}: there is a file of that name; name a folder")
     output.mkdir(parents=True, exist_ok=True)
     tables, moved, first = {}, {}, None
     with AnalysisProgress(adapters) as progress:

@@ -28,6 +28,8 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     policy = load_policy(cfg.policy, adapter).to(cfg.device)
     task = instantiate(cfg.task, _convert_="all")
     output = Path(cfg.output or ((adapter.parent if adapter else Path()) / "eval.json"))
+    if output.is_dir():
+        raise ValueError(f"output={output}: there is a folder of that name; name a file")
     output.parent.mkdir(parents=True, exist_ok=True)
     measured = evaluate(
         policy,

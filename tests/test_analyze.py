@@ -172,6 +172,12 @@ def test_an_adapter_that_does_not_fit(call, tiny_folder, tmp_path):
     assert "does not fit this base" in err
 
 
+def test_an_output_that_is_a_file(call, tmp_path):
+    (tmp_path / "taken").touch()
+    code, err = call(*SMALL, "output=taken")
+    assert (code, err) == (1, "error: output=taken: there is a file of that name; name a folder\n")
+
+
 def test_a_model_that_cannot_be_read(call, tmp_path):
     sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "n_layer": 2, "n_head": 4}
     BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path / "bloom")

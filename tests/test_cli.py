@@ -267,6 +267,7 @@ def test_values_that_make_no_sense(here, tiny_folder, override, message):
         ("samples=0", "samples=0: must be at least 1"),
         ("problems=0", "problems=0: must be at least 1"),
         ("device=cuda:7", "device=cuda:7: there is no CUDA device here"),
+        ("output=.", "output=.: there is a folder of that name; name a file"),
     ],
 )
 def test_evaluations_that_make_no_sense(here, override, message):
