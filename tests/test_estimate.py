@@ -85,6 +85,12 @@ def test_the_report_names_each_gpu(tiny_folder):
     assert "A100        fits   80 GiB" in told
 
 
+def test_the_longest_prompt_is_what_the_data_are_filtered_to(tiny_folder):
+    config = AutoConfig.from_pretrained(tiny_folder)
+    for limit, expected in (("null", 256), ("99", 99)):
+        assert workload(composed(f"max_prompt_tokens={limit}"), config).prompt == expected
+
+
 def test_what_a_server_samples_is_not_counted_here(tiny_folder):
     small = ["policy=local", f"policy.path={tiny_folder}", "callbacks.evaluation.prompts_at_once=4"]
     assert workload(composed(*small), AutoConfig.from_pretrained(tiny_folder)).sampled == 128

@@ -58,6 +58,13 @@ def test_the_other_recipes_are_the_papers(recipe, policy, train_on, tokens):
     assert (cfg.signals.window, list(cfg.signals.horizon), cfg.credit.top_fraction) == (10, [10, 100], 0.4)
 
 
+@pytest.mark.parametrize("recipe", STAND_INS)
+def test_a_recipe_evaluates_no_more_at_once_on_a_device_than_it_trains_on(recipe):
+    cfg = composed(f"experiment={recipe}")
+    evaluation = cfg.callbacks.evaluation
+    assert evaluation.prompts_at_once * evaluation.samples <= 512 // cfg.trainer.devices
+
+
 def files(folder, name, role):
     """Eight rows like the one of a dataset, told apart by their text."""
     row, _ = ROWS[name]

@@ -246,7 +246,7 @@ def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
         sampled=max(0 if served else prompts * cfg.group_size, evaluated * cfg.callbacks.evaluation.samples),
         prefilled=evaluated if served else max(prompts, evaluated),
         micro_batch=min(cfg.micro_batch_size, prompts * cfg.group_size),
-        prompt=cfg.prompt_tokens,
+        prompt=cfg.max_prompt_tokens or cfg.prompt_tokens,
         completion=cfg.max_completion_tokens,
         layers=len(resolve_layers(layers, config.num_hidden_layers)) if reads else 0,
         precision=str(cfg.trainer.precision),
