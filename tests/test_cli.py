@@ -379,6 +379,19 @@ def test_a_run_is_not_resumed_under_other_settings(run, changes, message):
     assert OmegaConf.load(run / "config.yaml").seed == 0
 
 
+def test_a_key_that_is_newer_than_a_run_had_its_default_there(run):
+    target = {"_target_": "rhythm.policy.Policy", "path": "embedded:tiny_countdown"}
+    OmegaConf.save(config(policy=target), run / "config.yaml")
+    for same in ({"compile": False}, {"stop_strings": [], "adapter": None}, {}):
+        assert runs.open_run(config(ckpt_path=str(run), policy=target | same), None) == run / runs.LAST
+    for key, value in {"rank": 8, "stop_strings": ["."]}.items():
+        with pytest.raises(ValueError, match=f"policy.{key} absent then and "):
+            runs.open_run(config(ckpt_path=str(run), policy=target | {key: value}), None)
+    other = target | {"_target_": "rhythm.credit.AnchorCredit", "compile": False}  # has no such default
+    with pytest.raises(ValueError, match=r"policy._target_ 'rhythm.policy.Policy' then .*policy.compile absent then"):
+        runs.open_run(config(ckpt_path=str(run), policy=other), None)
+
+
 def test_a_run_is_not_resumed_in_another_folder(run, tmp_path):
     with pytest.raises(ValueError, match="is resumed in its own folder"):
         runs.open_run(config(ckpt_path=str(run), output_dir=str(tmp_path / "other")), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from rhythm.cli import flatten
@@ -34,11 +36,7 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
         )
     before = flatten(OmegaConf.to_container(OmegaConf.load(saved)))  # data: nothing in it is resolved or instantiated
     now = flatten(OmegaConf.to_container(cfg, resolve=True))
-    differing = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict) and not is_free(key)
-    )
+    differing = [key for key in differences(before, now) if not is_free(key)]
     scheduled = now.get("algorithm.scheduler") is not None
     constant = not scheduled or str(now.get("algorithm.scheduler.name")).startswith("constant")
     if before["iterations"] != now["iterations"] and not constant:
@@ -46,6 +44,28 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
     if differing:
         shown = ", ".join(f"{key} {_shown(before, key)} then and {_shown(now, key)} now" for key in differing[:4])
         raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys under which two runs' settings differ; one that a run lacks has there the value of being left out.
+
+    So a run goes on that was begun before a key existed, as long as the key is not used: both make the same object.
+    """
+    left_out = {key: unsaid(key, before, now) for key in before.keys() ^ now.keys()}
+    then, today = left_out | before, left_out | now
+    groups = {key for key in then if isinstance(before.get(key, now.get(key)), dict)}
+    return sorted(key for key in then.keys() - groups if then[key] != today[key])
+
+
+def unsaid(key: str, before: dict[str, Any], now: dict[str, Any]) -> Any:
+    """What it means to leave a key out: the default of what both configs make there; None where they differ in that."""
+    group, _, name = key.rpartition(".")
+    target = now.get(f"{group}._target_")
+    if target is None or target != before.get(f"{group}._target_"):
+        return None
+    parameter = inspect.signature(get_object(target)).parameters.get(name)
+    default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+    return list(default) if isinstance(default, tuple) else default
 
 
 def is_free(key: str) -> bool:
@@ -80,7 +100,7 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
     keys = {"max_completion_tokens", *SUBJECT} | asked
     if adapter.is_file():  # a checkpoint holds tensors alone; a PEFT folder says itself how it is scaled
         keys |= {"policy.alpha", "policy.adapter"}
-    differing = sorted(key for key in keys if not isinstance(saved.get(key), dict) and saved.get(key) != now.get(key))
+    differing = [key for key in differences(saved, now) if key in keys]
     if differing:
         mend = " ".join(
             shlex.quote(f"{key}={'null' if saved[key] is None else saved[key]}" if key in saved else f"~{key}")
