@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> float:
 
     from rhythm.callbacks.observer import check_signals
     from rhythm.data import PromptData
-    from rhythm.machine import check_accelerator, check_launcher
+    from rhythm.machine import check_accelerator, check_launcher, check_shards
     from rhythm.runs import building, open_run
     from rhythm.seeding import seed_adapter
     from rhythm.settings import knobs
@@ -40,6 +40,7 @@ def run(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     check_launcher(cfg, hydra)
     check_accelerator(cfg.trainer)
+    check_shards(cfg)
     cfg.command = cli.command_line("train.py", hydra.overrides.task)
     checkpoint = open_run(cfg, hydra.runtime.choices.get("experiment") or hydra.runtime.choices["credit"])
     with building(cfg, checkpoint):

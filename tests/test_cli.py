@@ -124,9 +124,9 @@ def test_a_gpu_that_is_not_there(here, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_strategies_that_cut_tensors_into_shards_are_refused():
+def test_strategies_that_cut_the_adapter_into_shards_are_refused():
     for strategy in ("fsdp", "deepspeed_stage_3"):
-        with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: .* use trainer=ddp"):
+        with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: .* use trainer=fsdp"):
             machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "strategy": strategy}))
 
 
@@ -136,6 +136,20 @@ def test_precisions_that_round_the_adapter_or_scale_its_gradients_are_refused(pr
         machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "precision": precision}))
     for sound in machine.PRECISIONS:
         machine.check_accelerator(OmegaConf.create({"accelerator": "cpu", "precision": sound}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "mend"),
+    [
+        ("policy.full=true", "trainer=ddp"),
+        ("policy.quantization=4bit", "trainer=ddp"),
+        ("policy.fold=true", "fold=null"),
+    ],
+)
+def test_what_does_not_go_into_shards_is_refused(setting, mend, here, tmp_path):
+    outcome = here("train.py", "trainer=fsdp", "trainer.accelerator=cpu", setting, f"output_dir={tmp_path / 'run'}")
+    assert_one_line(outcome, f"trainer=fsdp: {setting}", mend)
+    assert not (tmp_path / "run").exists()
 
 
 def test_credit_settings_that_make_no_sense(here, tiny_folder):
@@ -282,9 +296,10 @@ def test_a_misspelt_key_of_a_sweep(here):
     )
 
 
-def test_a_sweep_of_distributed_runs_names_a_launcher(here, tmp_path):
-    sweep = ["-m", "experiment=uniform,anchor", "trainer=ddp", f"hydra.sweep.dir={tmp_path}"]
-    assert_one_line(here("train.py", *sweep), "-m with trainer.strategy=ddp", "hydra/launcher=submitit_local")
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_sweep_of_distributed_runs_names_a_launcher(trainer, here, tmp_path):
+    sweep = ["-m", "experiment=uniform,anchor", f"trainer={trainer}", f"hydra.sweep.dir={tmp_path}"]
+    assert_one_line(here("train.py", *sweep), f"-m with trainer={trainer}:", "hydra/launcher=submitit_local")
 
 
 def test_two_runs_do_not_write_to_one_folder(run):

@@ -79,6 +79,23 @@ def test_what_devices_send_each_other_is_the_gradient_once_around(tiny_folder):
     assert eight.seconds("H100")["reduce"] == pytest.approx(eight.reduced / 5e10)
 
 
+def test_shards_save_their_share_of_weights_but_where_all_are_gathered(tiny_folder):
+    settings = ("policy.fold=false",)
+    plain, cut = estimated(tiny_folder, *settings, devices=2), estimated(tiny_folder, *settings, devices=2, shards=2)
+    model = Policy(str(tiny_folder)).model
+    frozen = {name: p.nbytes for name, p in model.named_parameters() if not p.requires_grad}
+    layers = [sum(size for name, size in frozen.items() if f".layers.{i}." in name) for i in range(3)]
+    assert plain.parts["weights"] - cut.parts["weights"] == sum(frozen.values()) // 2
+    more = {name: size - plain.phases[name] for name, size in cut.phases.items()}
+    held = sum(frozen.values()) - sum(layers) + 3 * layers[0]
+    assert more == {"sampling": sum(frozen.values()), "scoring": held, "update": held}
+    assert cut.read == plain.read
+    assert cut.read == plain.read
+    cfg = composed("trainer=fsdp", "trainer.devices=8", "trainer.num_nodes=2", "prompts_per_iteration=16")
+    work = workload(cfg, AutoConfig.from_pretrained(tiny_folder))
+    assert (work.devices, work.shards) == (16, 8)
+
+
 def test_the_report_names_each_gpu(tiny_folder):
     told = report(composed("experiment=anchor", "policy=local", f"policy.path={tiny_folder}"))
     assert "each of 1 devices: 128 completions an iteration, 512 sampled at once, 256 + 200 tokens" in told

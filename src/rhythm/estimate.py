@@ -25,8 +25,10 @@ from rhythm.decoding import fast_decoding, make_cache
 from rhythm.folding import FoldedLinear, folded, make_foldable
 from rhythm.loading import find_dtype, find_source
 from rhythm.losses import entropies, selected_logps
+from rhythm.machine import sharding
 from rhythm.objective import Objective
 from rhythm.rollout import draw
+from rhythm.shards import decoder_layers
 
 GIB = 2**30
 NF4 = 0.516  # bytes a weight: 4 bits, and a quantized constant for each 64 (arXiv:2305.14314)
@@ -59,6 +61,7 @@ class Workload:
     precision: str  # Lightning's
     devices: int
     updates: int = 1  # of an iteration
+    shards: int = 1  # devices that the frozen weights are spread over
     served: bool = False  # a server writes the completions that are learned from; evaluation is sampled here
 
     @property
@@ -97,7 +100,7 @@ class Estimate:
         return {"sample": self.steps * step, **computed, "reduce": self.reduced / LINK}
 
 
-def build(policy: DictConfig, config: PreTrainedConfig) -> nn.Module:
+def build(policy: DictConfig, config: PreTrainedConfig, *, foldable: bool = True) -> nn.Module:
     """The configured policy on the meta device: shapes and dtypes without data."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
@@ -110,8 +113,8 @@ def build(policy: DictConfig, config: PreTrainedConfig) -> nn.Module:
         targets = policy.targets if isinstance(policy.targets, str) else list(policy.targets)
         lora = LoraConfig(r=policy.rank, lora_alpha=policy.alpha, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(base, lora)
-    plain = policy.quantization is None
-    if plain and (policy.dtype == "float32" if policy.fold is None else policy.fold):
+    foldable = foldable and policy.quantization is None
+    if foldable and (policy.dtype == "float32" if policy.fold is None else policy.fold):
         make_foldable(model)
         for module in model.modules():
             if isinstance(module, FoldedLinear):
@@ -122,7 +125,7 @@ def build(policy: DictConfig, config: PreTrainedConfig) -> nn.Module:
 def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estimate:
     """Runs an iteration's stages on shapes."""
     config = AutoConfig.from_pretrained(find_source(policy.path), trust_remote_code=policy.trust_remote_code)
-    model = build(policy, config)
+    model = build(policy, config, foldable=work.shards == 1)
     phases: dict[str, int] = {}
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16-mixed")
     with FakeTensorMode(), Allocations() as memory, mixed:
@@ -140,6 +143,10 @@ def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estima
         model.train()
         with memory.phase(phases, "update"), folded(model):
             learn(model, work, objective)
+    read = parts["weights"] + cache // 2
+    if work.shards > 1:
+        parts["weights"] -= frozen_bytes(model) * (work.shards - 1) // work.shards
+        phases = {name: size + gathered(model)[name] for name, size in phases.items()}
     with FakeTensorMode(), mixed:
         flops = count_flops(build(policy, config), work, objective)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -148,7 +155,7 @@ def estimate(policy: DictConfig, work: Workload, objective: Objective) -> Estima
         phases=phases,
         flops=flops,
         operations=operations,
-        read=parts["weights"] + cache // 2,
+        read=read,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=trained,
         steps=0 if work.served else work.completion,
@@ -171,6 +178,20 @@ def fixed_parts(model: nn.Module, policy: DictConfig, weights: int, work: Worklo
         packed = [weight for weight in packed if not weight.requires_grad][:-1]  # all but the output head
         parts["weights"] -= int(sum(weight.nbytes - NF4 * weight.numel() for weight in packed))
     return parts
+
+
+def frozen_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters() if not parameter.requires_grad)
+
+
+def gathered(model: nn.Module) -> dict[str, int]:
+    """Bytes of frozen weights that are gathered beside their shards, by phase: all, or what a pass holds at once.
+
+    That is what lies outside of the layers, the layer at work, the buffer that it came in, and the next one's buffer.
+    """
+    frozen, layers = frozen_bytes(model), [frozen_bytes(layer) for layer in decoder_layers(model)]
+    held = frozen - sum(layers) + 3 * max(layers)
+    return {"sampling": frozen, "scoring": held, "update": held}
 
 
 def sample_once(model: nn.Module, work: Workload, memory: Allocations) -> tuple[int, int]:
@@ -235,6 +256,7 @@ def count_flops(model: nn.Module, work: Workload, objective: Objective) -> dict[
 def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
     """What a run's config makes of one device."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    shards = devices if sharding(cfg.trainer) else 1
     devices *= cfg.trainer.get("num_nodes", 1)
     prompts = max(1, cfg.prompts_per_iteration // devices)
     evaluated = cfg.callbacks.evaluation.prompts_at_once
@@ -252,6 +274,7 @@ def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
         precision=str(cfg.trainer.precision),
         devices=devices,
         updates=cfg.updates_per_iteration,
+        shards=shards,
         served=served,
     )
 
@@ -281,6 +304,10 @@ def report(cfg: DictConfig) -> str:
         shown = "".join(f"{each:8.1f}" for each in stages.values())
         lines.append(f"{name:9} {fits:>6} {size:4} GiB {shown} {hours:12.1f} {rate:15.0f}")
     lines.append("Memory follows the code; time assumes every completion at its limit, evaluations left out.")
+    if work.shards > 1:
+        lines.append(
+            "Gathering the frozen weights is not in the time; how much of it computing hides depends on the links."
+        )
     if work.served:
         lines.append("What the server of sampler.url needs is not in it, nor is the time that is waited for it.")
     return "\n".join(lines)

@@ -13,15 +13,32 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
     """Raises ValueError where several runs of several processes each would share one parent process."""
     sweeping, launcher = hydra.mode == RunMode.MULTIRUN, hydra.launcher._target_
-    if sweeping and cfg.trainer.get("strategy", "auto") != "auto" and launcher.endswith("BasicLauncher"):
+    strategy = "fsdp" if sharding(cfg.trainer) else cfg.trainer.get("strategy", "auto")
+    if sweeping and strategy != "auto" and launcher.endswith("BasicLauncher"):
         raise ValueError(
-            f"-m with trainer.strategy={cfg.trainer.strategy}: the runs of a sweep share a process, which cannot start "
+            f"-m with trainer={strategy}: the runs of a sweep share a process, which cannot start "
             "others for each; add hydra/launcher=submitit_local (pip install hydra-submitit-launcher), or leave out -m"
         )
 
 
+def sharding(trainer: DictConfig) -> bool:
+    """Whether the trainer keeps frozen weights in shards."""
+    return "ShardedStrategy" in str(trainer.get("strategy"))
+
+
+def check_shards(cfg: DictConfig) -> None:
+    """Raises ValueError where trainer=fsdp has no plain frozen weights to put into shards."""
+    if not sharding(cfg.trainer):
+        return
+    if cfg.policy.full or cfg.policy.quantization is not None:
+        setting = "full=true" if cfg.policy.full else f"quantization={cfg.policy.quantization}"
+        raise ValueError(f"trainer=fsdp: policy.{setting} leaves no plain frozen weights to shard; use trainer=ddp")
+    if cfg.policy.fold:
+        raise ValueError("trainer=fsdp: policy.fold=true needs every matrix whole; set policy.fold=null")
+
+
 def check_accelerator(trainer: DictConfig) -> None:
-    """Raises ValueError where there is no such accelerator, or a strategy that cuts tensors into shards.
+    """Raises ValueError where there is no such accelerator, or a strategy that cuts what is trained into shards.
 
     Apple's has no float64, which the statistics need. So it does where a precision would round the adapter itself, or
     scale the gradients that are measured and clipped.
@@ -34,8 +51,8 @@ def check_accelerator(trainer: DictConfig) -> None:
     strategy = str(trainer.get("strategy", "auto"))
     if strategy.startswith(("fsdp", "deepspeed")):
         raise ValueError(
-            f"trainer.strategy={strategy}: sampling and checkpoints need whole tensors; use trainer=ddp, and "
-            "policy.quantization=4bit where the base is too large for a device"
+            f"trainer.strategy={strategy}: checkpoints hold the adapter's tensors whole; use trainer=fsdp, which "
+            "shards the frozen weights alone"
         )
     if trainer.accelerator in ("gpu", "cuda", "mps") and not torch.cuda.is_available():
         raise ValueError(f"trainer.accelerator={trainer.accelerator}: there is no CUDA device here; use trainer=cpu")

@@ -229,13 +229,15 @@ class GRPOModule(PolicyModule):
         A rank where none has still takes part in the ranks' one synchronised backward pass, with a loss of zero.
         """
         self.optimizers().zero_grad()  # an attempt that ran out of memory has left some behind
-        idle = len(rows) == 0
-        batches = list(micro_batches(rollout, rows.new_zeros(1) if idle else rows, micro_batch_size))
+        batches = list(micro_batches(rollout, rows, micro_batch_size)) if len(rows) else []
+        passes = self.passes(len(batches))
         loss, low, high = (torch.zeros((), device=self.device) for _ in range(3))
-        for batch in batches:
+        for number in range(passes):
+            idle = number >= len(batches)
+            batch = next(micro_batches(rollout, rows.new_zeros(1), 1)) if idle else batches[number]
             cut = (batch.rows, slice(batch.completion_mask.shape[1]))
             arguments = (rollout.old_logps[cut], advantages[cut], mask[cut])
-            with self.synchronised(batch is batches[-1]):
+            with self.synchronised(number == passes - 1):
                 logps = completion_logps(self.policy.model, batch, self.temperature)
                 ref_logps = rollout.ref_logps[cut] if self.objective.beta else None
                 share = (weights[cut] * self.objective.losses(logps, *arguments, ref_logps)).sum() * (not idle)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from rhythm.chat import Chat
 from rhythm.compiling import compile_layers
 from rhythm.folding import folded, make_foldable
 from rhythm.loading import choose_pad, load_adapter, load_base, load_weights
+from rhythm.shards import is_sharded, whole
 from rhythm.stopping import Stopping
 
 
@@ -118,12 +119,20 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def sharded(self) -> bool:
+        """Whether frozen weights are in shards: a pass gathers them, and all processes make the same passes."""
+        return is_sharded(self.model)
+
     def adapter_parameters(self) -> list[nn.Parameter]:
         """What is trained: the adapter, or with `full` every weight."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def adapter_state(self) -> dict[str, Tensor]:
-        return self.model.state_dict() if self.full else get_peft_model_state_dict(self.model)
+        if self.full:
+            return self.model.state_dict()
+        # Not of the model's state_dict, which would cut the frozen weights into shards again within `whole`.
+        return get_peft_model_state_dict(self.model, {name: p.detach() for name, p in self.model.named_parameters()})
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError where the tensors are not those of this adapter: another base, rank or targets."""
@@ -180,7 +189,11 @@ class Policy(nn.Module):
 
     def folded(self) -> AbstractContextManager[None]:
         """Inside, the model computes with today's adapter folded in, where it can; nothing may step meanwhile."""
-        return folded(self.model)
+        return nullcontext() if self.sharded else folded(self.model)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Around passes without a gradient that processes make each in its own number; see `shards.whole`."""
+        return whole(self.model)
 
 
 def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:

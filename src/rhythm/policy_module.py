@@ -43,6 +43,7 @@ class PolicyModule(LightningModule):
         self.scheduler = scheduler
         self.iterations = iterations
         self.updates_per_iteration = updates_per_iteration
+        self.base = policy.fingerprint()  # while its weights are whole
         self.iteration = 0  # the last one finished or, inside training_step, the one under way
         self.not_finite = 0  # updates in a row that were skipped, up to the latest
         self.metrics: dict[str, float] = {}  # the latest value of each
@@ -68,7 +69,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["iteration"] = self.iteration
         checkpoint["not_finite"] = self.not_finite
-        checkpoint["base"] = self.policy.fingerprint()
+        checkpoint["base"] = self.base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.policy.check_base(checkpoint["base"])
@@ -95,6 +96,12 @@ class PolicyModule(LightningModule):
         """Ranks share their gradients in the last backward pass of a step only; alone there is nothing to share."""
         strategy = self.trainer.strategy
         return nullcontext() if now or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def passes(self, needed: int) -> int:
+        """Backward passes of this rank where it needs some: at least one, and with shards as many as any rank needs."""
+        if self.policy.sharded:
+            needed = int(self.over_ranks(torch.tensor(needed), "max"))
+        return max(needed, 1)
 
     def over_ranks(self, value: Tensor, operation: str) -> Tensor:
         """ "mean", "sum" or "max" of a tensor over the ranks; the tensor itself where there is one rank."""

@@ -130,8 +130,9 @@ model = PeftModel.from_pretrained(base, "<here>")"""
 
 def check_mergeable(policy: Policy) -> None:
     """Raises ValueError where there is no adapter, or no plain matrices to fold it into."""
-    if policy.full or policy.quantized:
+    if policy.full or policy.quantized or policy.sharded:
         why = "every weight is trained already" if policy.full else "a base in 4 bits would round the adapter away"
+        why = "the weights are in shards" if policy.sharded else why
         raise ValueError(f"callbacks.export.merged=true: {why}; leave it out")
 
 

@@ -1,12 +1,13 @@
 """One update on completions that are sampled beforehand, split by whole groups: `torchrun split.py FOLDER URL`.
 
-Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone.
-Then two updates on completions that a server at URL samples for each, one of a sampler without a server, and one whose
-checkpoint finds the disk full.
+Every process samples the same rollout and takes its own groups, so that two processes do together what one does alone,
+by DDP and with frozen weights in shards. Then two iterations on completions of their own, two updates on completions
+that a server at URL samples for each, one of a sampler without a server, and one whose checkpoint finds the disk full.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import resource
@@ -19,6 +20,8 @@ from lightning.pytorch import Callback, Trainer
 
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.checkpoints import Checkpoints
+from rhythm.callbacks.evaluation import HeldOutEvaluation
+from rhythm.callbacks.observer import RolloutObserver
 from rhythm.credit import AnchorCredit
 from rhythm.data import PromptData
 from rhythm.module import GRPOModule
@@ -26,13 +29,17 @@ from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.rollout import sample
 from rhythm.samplers import Sampler, VLLMSampler
+from rhythm.scoring import score
 from rhythm.seeding import seed_adapter
+from rhythm.strategy import ShardedStrategy
 from rhythm.tasks.countdown import Countdown
 from rhythm.types import Prompts, Rollout
 from tests.training import EasyCountdown
 
 PROMPTS, GROUP = 6, 6
+STRATEGIES = {"ddp": lambda: "ddp", "fsdp": ShardedStrategy}
 CASES = ("sequence_mean", "token_mean", "idle")  # in the last the second process has nothing to learn
+SPLITS = [("ddp", case) for case in CASES] + [("fsdp", "token_mean"), ("fsdp", "idle")]
 
 
 class SplitModule(GRPOModule):
@@ -41,23 +48,52 @@ class SplitModule(GRPOModule):
     case = "sequence_mean"
 
     def sample(self, prompts: Prompts) -> Rollout:
-        if self.case == "served":
+        if self.case in ("own", "served"):
             return super().sample(prompts)
         everything = list(self.task.train_problems())[:PROMPTS]
         encoded = self.policy.tokenizer([self.task.prompt(p) for p in everything], return_tensors="pt", padding=True)
-        whole = sample(
-            self.policy.model,
-            self.policy.tokenizer,
-            Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), everything),
-            group_size=self.group_size,
-            max_completion_tokens=self.max_completion_tokens,
-            generator=torch.Generator().manual_seed(0),
-        )
+        with self.policy.whole():
+            whole = sample(
+                self.policy.model,
+                self.policy.tokenizer,
+                Prompts(encoded["input_ids"], encoded["attention_mask"].bool(), everything),
+                group_size=self.group_size,
+                max_completion_tokens=self.max_completion_tokens,
+                generator=torch.Generator().manual_seed(0),
+            )
         rows = torch.arange(PROMPTS * GROUP)
         if self.case == "idle":
             for row in rows[len(rows) // 2 :].tolist():
                 whole.completions[row] = ""
         return whole.take(rows.chunk(self.trainer.world_size)[self.global_rank])
+
+
+class Witness(RolloutObserver):
+    """Notes completions, and between stages the bytes of all tensors; looks at rollouts on the first rank alone."""
+
+    def __init__(self):
+        self.completions, self.bytes = [], []
+
+    def scored(self, module, rollout):
+        self.completions.append(rollout.completion_ids)
+        self.bytes.append(live_bytes())
+        return {}
+
+    def learned(self, module, rollout):
+        if module.trainer.is_global_zero:
+            score(module.policy.model, rollout, micro_batch_size=7, temperature=1.0)
+            self.adapter = module.policy.adapter_state()
+            score(module.policy.model, rollout, micro_batch_size=7, temperature=1.0)
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.bytes.append(live_bytes())
+
+
+def live_bytes() -> int:
+    """Of every storage that a tensor in this process has, DTensors counted by the shard inside of them."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
 
 
 def fit(
@@ -68,23 +104,28 @@ def fit(
     iterations: int = 1,
     tokens: int = 150,
     callbacks: Sequence[Callback] = (),
+    strategy: str = "ddp",
+    **settings,
 ) -> dict:
     """One SGD step at rate 1, unclipped: the adapter moves by minus the gradient."""
     seed_adapter(0)
-    policy = Policy("embedded:tiny_countdown", rank=4, alpha=8)
+    policy = Policy("embedded:tiny_countdown", rank=4, alpha=8, **settings)
     draw = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             parameter.data.add_(0.03 * torch.randn(parameter.shape, generator=draw))
     before = {name: tensor.clone() for name, tensor in policy.adapter_state().items()}
-    task = (EasyCountdown if case == "served" else Countdown)(
+    task = (EasyCountdown if case in ("own", "served") else Countdown)(
         count=3,
         number_range=(1, 15),
         train_size=64,
         template="numbers : {numbers} target : {target} .",
         answer_pattern=r"my answer is ([-+*/() 0-9]+)$",
     )
-    reader = AttentionSignals()
+    reader, witness = AttentionSignals(), Witness()
+    observers = [reader, *callbacks]
+    if case == "own":  # of three batches of problems one process has two
+        observers += [witness, HeldOutEvaluation(problems=3, samples=2, prompts_at_once=1)]
     module = SplitModule(
         policy,
         task,
@@ -103,7 +144,7 @@ def fit(
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=STRATEGIES[strategy]() if devices > 1 else "auto",
         max_epochs=1,
         limit_val_batches=0,
         logger=False,
@@ -111,7 +152,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[reader, *callbacks],
+        callbacks=observers,
     )
     data = PromptData(task, policy.tokenizer, prompts_per_iteration=PROMPTS, iterations=iterations, seed=0)
     trainer.fit(module, data)
@@ -122,13 +163,20 @@ def fit(
         "heads": vars(reader.heads),
         "distance": reader.sums.distance,
         "metrics": module.metrics,
+        "completions": witness.completions,
+        "bytes": witness.bytes,
+        "frozen": sum(p.nbytes for p in policy.model.parameters() if not p.requires_grad),
     }
 
 
 if __name__ == "__main__":
-    for case in CASES:
-        outcome = fit(int(os.environ["WORLD_SIZE"]), case)
-        torch.save(outcome, Path(sys.argv[1]) / f"{case}-{outcome['rank']}.pt")
+    for strategy, case in SPLITS:
+        outcome = fit(int(os.environ["WORLD_SIZE"]), case, strategy=strategy)
+        torch.save(outcome, Path(sys.argv[1]) / f"{strategy}-{case}-{outcome['rank']}.pt")
+    for strategy in STRATEGIES:
+        settings = {"iterations": 2, "tokens": 24, "fold": False}
+        outcome = fit(int(os.environ["WORLD_SIZE"]), "own", strategy=strategy, **settings)
+        torch.save(outcome, Path(sys.argv[1]) / f"{strategy}-own-{outcome['rank']}.pt")
     sampler = VLLMSampler(sys.argv[2], Path(sys.argv[1]) / "sampler")
     outcome = fit(int(os.environ["WORLD_SIZE"]), "served", sampler, iterations=2, tokens=12)
     torch.save(outcome, Path(sys.argv[1]) / f"served-{outcome['rank']}.pt")

@@ -71,7 +71,8 @@ class AttentionSignals(RolloutObserver):
         self._batches: list[MicroBatch] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
-        check_readable(pl_module.policy.model, self.layers)  # rather than after the first iteration's sampling
+        with pl_module.policy.whole():
+            check_readable(pl_module.policy.model, self.layers)  # rather than after the first iteration's sampling
 
     @contextmanager
     def scoring(self, module: GRPOModule, batch: MicroBatch) -> Iterator[None]:

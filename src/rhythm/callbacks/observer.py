@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class RolloutObserver(Callback, ABC):
-    """A callback that sees every rollout. Override what you need; all of it runs on every rank."""
+    """A callback that sees every rollout. Override what you need; all of it runs on every rank.
+
+    With trainer=fsdp a pass of the model in `scored` is made by every rank or none; in `learned` weights are whole.
+    """
 
     provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills
 
@@ -68,5 +71,6 @@ class Observers:
         return metrics
 
     def learned(self, rollout: Rollout) -> None:
-        for observer in self.observers:
-            observer.learned(self.module, rollout)
+        with self.module.policy.whole():  # some look on the first rank alone
+            for observer in self.observers:
+                observer.learned(self.module, rollout)

@@ -97,7 +97,8 @@ def evaluate(
     outcome = torch.zeros(4, len(problems), samples, device=policy.device)
     divergence = torch.zeros(2, dtype=torch.float64, device=policy.device)
     starts = range(0, len(problems), prompts_at_once)
-    with policy.folded(), short_of_memory("the evaluation's prompts_at_once, samples or max_completion_tokens"):
+    short = short_of_memory("the evaluation's prompts_at_once, samples or max_completion_tokens")
+    with policy.whole(), policy.folded(), short:
         for number, start in list(enumerate(starts))[rank::world_size]:
             prompts = collate_prompts(task, policy.tokenizer, problems[start : start + prompts_at_once], policy.chat)
             rollout = sample(

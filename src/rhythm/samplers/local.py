@@ -26,7 +26,7 @@ class LocalSampler(Sampler):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> Rollout:
-        with policy.folded():
+        with policy.whole(), policy.folded():
             return sample(
                 policy.model,
                 policy.tokenizer,
