@@ -36,7 +36,7 @@ class Results:
     @classmethod
     def load(cls, folder: Path) -> Results:
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        rows = pd.read_csv(folder / "results.csv")
+        rows = pd.read_csv(folder / "results.csv", dtype={"credit": str})  # an arm may be called 1e-3
         if list(rows.columns) == [] or rows.empty:
             raise ValueError(f"{folder / 'results.csv'} has no rows yet: python experiments/study.py {folder}")
         if "baseline" not in described:

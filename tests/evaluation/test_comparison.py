@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from rhythm.evaluation.comparison import (
     compare,
@@ -90,6 +91,14 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(difference, 2.0, size=(4000, 10))
     t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(10))
     assert np.mean(np.abs(t) > 2.262) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 50])
+def test_the_smallest_difference_is_known_for_any_number_of_pairs(pairs):
+    difference, critical = smallest_difference(1.0, pairs), stats.t.ppf(0.975, pairs - 1)
+    samples = np.random.default_rng(0).normal(difference, 1.0, size=(20_000, pairs))
+    t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(pairs))
+    assert np.mean(np.abs(t) > critical) == pytest.approx(0.8, abs=0.02)
 
 
 def test_a_family_of_comparisons_is_corrected_by_holm_and_keeps_its_intervals():

@@ -107,6 +107,14 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     assert cells["anchor"][6:] == ["0.500", "1.200"]
 
 
+def test_an_arm_may_be_called_like_a_number(tmp_path):
+    ours = described(tmp_path, arms={"1e-3": [], "2e-3": []}, baseline="2e-3", primary=[])
+    trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0"}
+    for arm, seed in [("1e-3", 0), ("1e-3", 1), ("2e-3", 0), ("2e-3", 1)]:
+        ours.add([row(arm, seed, 20, 0.3 + 0.01 * seed, **trained)])
+    assert report.Results.load(tmp_path).arms == ["1e-3", "2e-3"]
+
+
 def test_a_study_without_a_baseline_is_not_reported(planted):
     named = yaml.safe_load((planted.folder / "study.yaml").read_text())
     (planted.folder / "study.yaml").write_text(yaml.safe_dump({"arms": named["arms"], "seeds": [0]}))

@@ -124,6 +124,7 @@ def smallest_difference(spread: float, pairs: int, power: float = 0.8, level: fl
     critical = stats.t.ppf(1 - level / 2, freedom)
 
     def missing(noncentrality: float) -> float:
-        return stats.nct.sf(critical, freedom, noncentrality) + stats.nct.cdf(-critical, freedom, noncentrality) - power
+        wrong_side = np.nan_to_num(stats.nct.cdf(-critical, freedom, noncentrality))  # NaN where it is as good as 0
+        return stats.nct.sf(critical, freedom, noncentrality) + wrong_side - power
 
-    return float(optimize.brentq(missing, 0.0, 10.0) * spread / np.sqrt(pairs))
+    return float(optimize.brentq(missing, 0.0, 30.0) * spread / np.sqrt(pairs))
