@@ -69,14 +69,15 @@ class SplitModule(GRPOModule):
 
 
 class Witness(RolloutObserver):
-    """Notes completions, and between stages the bytes of all tensors; looks at rollouts on the first rank alone."""
+    """Notes completions, and between stages the bytes of tensors made since; looks at rollouts on the first rank alone."""
 
     def __init__(self):
         self.completions, self.bytes = [], []
+        self.earlier = live_storages()  # kept, so that what earlier fits left behind is not freed while this one counts
 
     def scored(self, module, rollout):
         self.completions.append(rollout.completion_ids)
-        self.bytes.append(live_bytes())
+        self.bytes.append(self.live_bytes())
         return {}
 
     def learned(self, module, rollout):
@@ -86,14 +87,17 @@ class Witness(RolloutObserver):
             score(module.policy.model, rollout, micro_batch_size=7, temperature=1.0)
 
     def on_train_batch_end(self, trainer, pl_module, *args):
-        self.bytes.append(live_bytes())
+        self.bytes.append(self.live_bytes())
+
+    def live_bytes(self) -> int:
+        return sum(storage.nbytes() for key, storage in live_storages().items() if key not in self.earlier)
 
 
-def live_bytes() -> int:
-    """Of every storage that a tensor in this process has, DTensors counted by the shard inside of them."""
+def live_storages() -> dict[int, torch.UntypedStorage]:
+    """Every storage that a tensor in this process has, of DTensors the shard inside of them."""
     gc.collect()
     tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
-    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
+    return {storage._cdata: storage for storage in (x.untyped_storage() for x in tensors)}
 
 
 def fit(
@@ -108,6 +112,7 @@ def fit(
     **settings,
 ) -> dict:
     """One SGD step at rate 1, unclipped: the adapter moves by minus the gradient."""
+    witness = Witness()
     seed_adapter(0)
     policy = Policy("embedded:tiny_countdown", rank=4, alpha=8, **settings)
     draw = torch.Generator().manual_seed(0)
@@ -122,7 +127,7 @@ def fit(
         template="numbers : {numbers} target : {target} .",
         answer_pattern=r"my answer is ([-+*/() 0-9]+)$",
     )
-    reader, witness = AttentionSignals(), Witness()
+    reader = AttentionSignals()
     observers = [reader, *callbacks]
     if case == "own":  # of three batches of problems one process has two
         observers += [witness, HeldOutEvaluation(problems=3, samples=2, prompts_at_once=1)]
