@@ -69,7 +69,7 @@ class SplitModule(GRPOModule):
 
 
 class Witness(RolloutObserver):
-    """Notes completions, and between stages the bytes of tensors made since; looks at rollouts on the first rank alone."""
+    """Notes completions, and between stages the bytes of later tensors; looks at rollouts on the first rank alone."""
 
     def __init__(self):
         self.completions, self.bytes = [], []
