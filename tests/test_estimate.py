@@ -96,6 +96,21 @@ def test_shards_save_their_share_of_weights_but_where_all_are_gathered(tiny_fold
     assert (work.devices, work.shards) == (16, 8)
 
 
+@pytest.mark.parametrize(("said", "count"), [("2", 2), ("[0,2,3]", 3), ("'0,1'", 2), ("'4'", 4)])
+def test_devices_are_counted_however_they_are_said(tiny_folder, said, count):
+    cfg = composed("trainer=ddp", f"trainer.devices={said}", "prompts_per_iteration=12")
+    assert workload(cfg, AutoConfig.from_pretrained(tiny_folder)).devices == count
+
+
+def test_all_devices_are_those_that_are_here(tiny_folder):
+    config = AutoConfig.from_pretrained(tiny_folder)
+    for said in ("auto", "-1"):
+        assert workload(composed("trainer=gpu", f"trainer.devices={said}"), config).devices == max(
+            1, torch.cuda.device_count()
+        )
+        assert workload(composed("trainer=cpu", f"trainer.devices={said}"), config).devices == 1
+
+
 def test_the_report_names_each_gpu(tiny_folder):
     told = report(composed("experiment=anchor", "policy=local", f"policy.path={tiny_folder}"))
     assert "each of 1 devices: 128 completions an iteration, 512 sampled at once, 256 + 200 tokens" in told

@@ -157,7 +157,10 @@ def test_anchor_credit_changes_the_gradient_and_leaves_the_rollout_alone():
     ("settings", "line"),
     [
         ({"updates_per_iteration": 0}, "updates_per_iteration=0: must be at least 1"),
-        ({"updates_per_iteration": 17}, "updates_per_iteration=17: there are 16 completions"),
+        (
+            {"updates_per_iteration": 17},
+            "updates_per_iteration=17: an iteration has 16 completions on each of 1 devices",
+        ),
         ({"advantage": "median"}, "algorithm.advantage=median: use one of std, mean, leave_one_out"),
         ({"sign": "up"}, "algorithm.sign=up: use one of both, positive, negative"),
         ({"temperature": 0}, "algorithm.temperature=0: must be above 0"),

@@ -6,7 +6,7 @@ from torch import nan
 
 from rhythm.credit import AnchorCredit, UniformCredit
 from rhythm.losses import importance_weights
-from rhythm.metrics import credit_metrics, importance_metrics, punctuation, rollout_metrics
+from rhythm.metrics import Mean, credit_metrics, importance_metrics, punctuation, rollout_metrics
 from rhythm.objective import Objective
 from rhythm.stopping import Stopping
 from rhythm.types import AttentionSignals, Rollout
@@ -82,8 +82,12 @@ def hand_made():
     return rollout
 
 
+def values(metrics):
+    return {name: metric.value if isinstance(metric, Mean) else metric for name, metric in metrics.items()}
+
+
 def test_the_numbers_of_a_rollout():
-    assert rollout_metrics(hand_made(), 2) == pytest.approx(
+    assert values(rollout_metrics(hand_made(), 2)) == pytest.approx(
         {
             "reward": 0.5,
             "reward_std": math.sqrt(0.5) / 2,  # of one group √½, of the other 0
@@ -108,20 +112,20 @@ def test_the_distance_between_a_sampler_and_the_scorer():
         "sampling/sampling_logp_difference/max": 2.0,
         "sampling/kl": (math.exp(-0.5) - 0.5 + math.e - 2 + math.exp(2) - 3) / 8,  # Σ exp(d) − 1 − d
     }
-    assert importance_metrics(rollout) == pytest.approx(differences)
+    assert values(importance_metrics(rollout)) == pytest.approx(differences)
     rollout.importance_weights = importance_weights(rollout.old_logps, rollout.sampler_logps, mask, cap=2.0)
     weights = {
         "sampling/importance_sampling_ratio/mean": (5 + math.exp(-0.5) + 2 + 2) / 8,
         "sampling/importance_sampling_ratio/truncated": 2 / 8,  # e and e² are above 2
     }
-    assert importance_metrics(rollout) == pytest.approx(differences | weights)
+    assert values(importance_metrics(rollout)) == pytest.approx(differences | weights)
     assert set(rollout_metrics(rollout, 2)) == {*rollout_metrics(hand_made(), 2), *differences, *weights}
 
 
 def test_samples_whose_reward_failed_are_counted_and_in_no_other_number():
     rollout = hand_made()
     rollout.rewards = torch.tensor([1.0, 0.0, 0.5, nan])
-    metrics = rollout_metrics(rollout, 2)
+    metrics = values(rollout_metrics(rollout, 2))
     expected = {"reward": 0.5, "reward_std": math.sqrt(0.5) / 2, "frac_reward_zero_std": 0.5, "reward/failed": 0.25}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
@@ -132,7 +136,8 @@ def test_groups_of_one_have_no_spread():
 
 
 def test_the_numbers_of_credit():
-    metrics = credit_metrics(hand_made(), AnchorCredit(top_fraction=0.4, amplification=1.5), Stopping(TOKENIZER))
+    anchor = AnchorCredit(top_fraction=0.4, amplification=1.5)
+    metrics = values(credit_metrics(hand_made(), anchor, Stopping(TOKENIZER)))
     tenths = {f"credit/amplified_tenth_{i:02}": 0.0 for i in range(1, 11)}
     # A response of 3 has its tokens in the 1st, 4th and 7th tenth, one of 2 in the 1st and 6th.
     tenths |= {"credit/amplified_tenth_01": 2 / 4, "credit/amplified_tenth_06": 1 / 2}

@@ -68,6 +68,7 @@ def run(
     ckpt_path=None,
     accelerator="cpu",
     precision="32-true",
+    logger=False,
     **settings,
 ):
     """Trains a fresh policy; by SGD at rate 1, unclipped, the adapter moves by minus the gradient."""
@@ -96,7 +97,7 @@ def run(
         devices=1,
         max_epochs=1,
         limit_val_batches=0,
-        logger=False,
+        logger=logger,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

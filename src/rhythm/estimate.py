@@ -25,7 +25,7 @@ from rhythm.decoding import fast_decoding, make_cache
 from rhythm.folding import FoldedLinear, folded, make_foldable
 from rhythm.loading import find_dtype, find_source
 from rhythm.losses import entropies, selected_logps
-from rhythm.machine import sharding
+from rhythm.machine import devices_of_a_node, sharding
 from rhythm.objective import Objective
 from rhythm.rollout import draw
 from rhythm.shards import decoder_layers
@@ -255,7 +255,7 @@ def count_flops(model: nn.Module, work: Workload, objective: Objective) -> dict[
 
 def workload(cfg: DictConfig, config: PreTrainedConfig) -> Workload:
     """What a run's config makes of one device."""
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    devices = devices_of_a_node(cfg.trainer)
     shards = devices if sharding(cfg.trainer) else 1
     devices *= cfg.trainer.get("num_nodes", 1)
     prompts = max(1, cfg.prompts_per_iteration // devices)

@@ -21,6 +21,19 @@ def check_launcher(cfg: DictConfig, hydra: HydraConf) -> None:
         )
 
 
+def devices_of_a_node(trainer: DictConfig) -> int:
+    """How many devices the trainer takes on each node, in every way that Lightning lets one say so.
+
+    "auto" and -1 are all that this machine has, and one CPU.
+    """
+    devices = trainer.devices
+    if str(devices) in ("auto", "-1"):
+        return 1 if trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    if isinstance(devices, str) and "," in devices:
+        devices = [number for number in devices.split(",") if number.strip()]
+    return int(devices) if isinstance(devices, int | str) else len(devices)
+
+
 def sharding(trainer: DictConfig) -> bool:
     """Whether the trainer keeps frozen weights in shards."""
     return "ShardedStrategy" in str(trainer.get("strategy"))

@@ -18,7 +18,7 @@ from rhythm.advantages import Kind, Sign, group_advantages, shape_advantages
 from rhythm.callbacks.observer import Observers, check_signals
 from rhythm.credit import CreditStrategy
 from rhythm.faults import halved_until_it_fits, not_finite_in, short_of_memory
-from rhythm.metrics import credit_metrics, rollout_metrics
+from rhythm.metrics import Mean, credit_metrics, rollout_metrics
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.policy_module import PolicyModule
@@ -122,6 +122,12 @@ class GRPOModule(PolicyModule):
 
     def on_fit_start(self) -> None:
         check_signals(self.credit, self.trainer.callbacks)
+        completions = self.trainer.datamodule.prompts_per_iteration * self.group_size // self.trainer.world_size
+        if completions < self.updates_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration={self.updates_per_iteration}: an iteration has {completions} completions on "
+                f"each of {self.trainer.world_size} devices"
+            )
         self.observers = Observers(self)
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> None:
@@ -143,9 +149,11 @@ class GRPOModule(PolicyModule):
             seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
             rollout.credit = self.credit(rollout.signals, self.eligible(rollout), seed=seed)
             rollout.importance_weights = self.sampler.importance_weights(rollout)
-            shaped = shape_advantages(rollout.advantages, rollout.credit, self.sign, rollout.importance_weights)
+            rollout.shaped_advantages = shape_advantages(
+                rollout.advantages, rollout.credit, self.sign, rollout.importance_weights
+            )
             with clock("update"):
-                updated = self.update(rollout, shaped)
+                updated = self.update(rollout)
         clock.seconds["score"] -= observed.get("time/signals", 0.0)
         described = rollout_metrics(rollout, self.group_size)
         described |= credit_metrics(rollout, self.credit, self.policy.stopping)
@@ -178,24 +186,26 @@ class GRPOModule(PolicyModule):
             return rollout.completion_mask
         return rollout.completion_mask & ~self.policy.stopping.is_end(rollout.completion_ids)
 
-    def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
-        """The iteration's optimizer steps on shaped advantages [N, T]."""
+    def update(self, rollout: Rollout) -> dict[str, float | Mean]:
+        """The iteration's optimizer steps."""
         self.policy.train()
         mask = rollout.completion_mask & rollout.rewards.isfinite()[:, None]
         if self.mask_truncated:
             mask = mask & ~rollout.truncated[:, None]
         draw = generator(self.seed, "minibatches", self.iteration, self.global_rank)
         order = torch.randperm(len(mask), generator=draw).to(self.device)
-        if len(mask) < self.updates_per_iteration:
-            raise ValueError(f"updates_per_iteration={self.updates_per_iteration}: there are {len(mask)} completions")
         shares = order.tensor_split(self.updates_per_iteration)
-        steps = [self.step(rollout, advantages, mask, rows) for rows in shares]
+        steps = [self.step(rollout, mask, rows) for rows in shares]
         self.policy.eval()
-        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        return means | {
+            name: Mean(means[name], float(mask.sum())) for name in ("clip_ratio/low_mean", "clip_ratio/high_mean")
+        }
 
-    def step(self, rollout: Rollout, advantages: Tensor, mask: Tensor, rows: Tensor) -> dict[str, float]:
+    def step(self, rollout: Rollout, mask: Tensor, rows: Tensor) -> dict[str, float]:
         """One optimizer step on some rows; none where no rank has anything to learn or the gradient is not finite."""
         optimizer = self.optimizers()
+        advantages = rollout.shaped_advantages
         weights = torch.zeros_like(advantages)
         weights[rows] = self.objective.weights(mask[rows])
         if self.objective.aggregation == "token_mean":  # each rank's share of all ranks' tokens
@@ -206,9 +216,7 @@ class GRPOModule(PolicyModule):
         if self.over_ranks(learning[rows].sum().float(), "max") > 0:
             learners = rows[learning[rows]]
             with self.policy.folded():
-                metrics |= self.fitting(
-                    lambda size: self.accumulate(rollout, advantages, mask, weights, learners, size)
-                )
+                metrics |= self.fitting(lambda size: self.accumulate(rollout, mask, weights, learners, size))
             gradients = [p.grad for p in self.policy.adapter_parameters() if p.grad is not None]
             norm = get_total_norm(gradients)
             taken = self.check_finite(metrics["loss"], norm)
@@ -222,7 +230,7 @@ class GRPOModule(PolicyModule):
         return {"loss": 0.0, "grad_norm": 0.0, "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": 0.0} | metrics
 
     def accumulate(
-        self, rollout: Rollout, advantages: Tensor, mask: Tensor, weights: Tensor, rows: Tensor, micro_batch_size: int
+        self, rollout: Rollout, mask: Tensor, weights: Tensor, rows: Tensor, micro_batch_size: int
     ) -> dict[str, float]:
         """The gradient of Σ weights·losses over the rows that have something to learn.
 
@@ -236,7 +244,7 @@ class GRPOModule(PolicyModule):
             idle = number >= len(batches)
             batch = next(micro_batches(rollout, rows.new_zeros(1), 1)) if idle else batches[number]
             cut = (batch.rows, slice(batch.completion_mask.shape[1]))
-            arguments = (rollout.old_logps[cut], advantages[cut], mask[cut])
+            arguments = (rollout.old_logps[cut], rollout.shaped_advantages[cut], mask[cut])
             with self.synchronised(number == passes - 1):
                 logps = completion_logps(self.policy.model, batch, self.temperature)
                 ref_logps = rollout.ref_logps[cut] if self.objective.beta else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rhythm.metrics import Mean
 from rhythm.policy import Policy
 
 
@@ -81,11 +82,17 @@ class PolicyModule(LightningModule):
 
     # ---- numbers
 
-    def record(self, metrics: dict[str, float]) -> None:
-        """Logs scalars at this iteration: averaged over the ranks, but the largest of what is called a maximum."""
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
-        means, largest = (self.over_ranks(values, operation).tolist() for operation in ("mean", "max"))
-        pairs = zip(metrics, means, largest, strict=True)
+    def record(self, metrics: dict[str, float | Mean]) -> None:
+        """Logs scalars at this iteration: averaged over the ranks, but the largest of what is called a maximum.
+
+        A `Mean` is averaged by its weight; where that is zero on every rank, as any other number.
+        """
+        weighted = [metric if isinstance(metric, Mean) else Mean(metric, 1.0) for metric in metrics.values()]
+        values, weights = torch.tensor(weighted, dtype=torch.float64, device=self.device).unbind(1)
+        sums = torch.stack([torch.where(weights > 0, values * weights, 0.0), weights])
+        (total, weight), plain = self.over_ranks(sums, "sum"), self.over_ranks(values, "mean")
+        means = torch.where(weight > 0, total / weight, plain).tolist()
+        pairs = zip(metrics, means, self.over_ranks(values, "max").tolist(), strict=True)
         reduced = {name: most if "/max" in name else mean for name, mean, most in pairs}
         self.metrics |= reduced
         for logger in self.loggers:

@@ -48,6 +48,7 @@ class Rollout:
     signals: AttentionSignals | None = None  # [N, T]; `entropy` by the scoring pass, the rest by a callback
     credit: Tensor | None = None  # [N, T], γ_t by the credit strategy
     importance_weights: Tensor | None = None  # [N, T], by the sampler: weights of the policy loss; None is 1 everywhere
+    shaped_advantages: Tensor | None = None  # [N, T], Ã_t by `shape_advantages`, all of the above in one
 
     def take(self, rows: Tensor) -> Rollout:
         """Some rows of a rollout that was just sampled."""

@@ -32,3 +32,14 @@ def test_lifts_are_logged_every_so_often_and_at_the_end():
     plain, _ = run(callbacks=[AttentionSignals()], **settings)
     for name, tensor in plain.policy.adapter_state().items():  # looking changes nothing
         assert torch.equal(tensor, looked.policy.adapter_state()[name])
+
+
+def test_where_no_response_is_long_enough_for_a_lift_it_is_nan_and_the_run_goes_on():
+    noted = Noted()
+    module, _ = run(
+        callbacks=[AttentionSignals(), Coupling(every=1, responses=8), noted], iterations=2, max_completion_tokens=5
+    )
+    assert module.iteration == 2
+    for at_peaks, by_receivers, _ in noted.lifts:  # receiver heads are told by rows that are far from what they look at
+        assert math.isnan(by_receivers)
+        assert math.isfinite(at_peaks)

@@ -6,14 +6,20 @@ import string
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from rhythm.callbacks.attention_signals import AttentionSignals as Reader
 from rhythm.callbacks.inspection import Inspection, completion_notes, escape, fixed_rollout, histograms
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.credit import CoupledCredit
+from rhythm.inspection.maps import mean_maps
+from rhythm.inspection.responses import describe
+from rhythm.policy import Policy
+from rhythm.samplers import LocalSampler
 from rhythm.types import AttentionSignals, Rollout
-from tests.training import run
+from tests.policies import perturb
+from tests.training import EMBEDDED, run
 
 
 def rollout(*completions):
@@ -101,13 +107,47 @@ def test_reading_another_rollout_agrees_with_the_scoring_pass():
         )
 
 
-def test_maps_are_read_as_the_signals_of_the_run_are(tmp_path):
-    class Drawn(RolloutObserver):
-        def learned(self, module, rollout):
-            self.figures = dict(Inspection(tmp_path, fresh=1, fixed=1)._figures(module, rollout, rollout.credit))
+class Drawn(Inspection):
+    """Keeps the figures of each look."""
 
-    drawn, reader = Drawn(), Reader(horizon=(2, 20), row="predictor", sink="drop")
-    run(callbacks=[reader, drawn], max_completion_tokens=20)
+    def _figures(self, module, rollout):
+        self.figures = dict(super()._figures(module, rollout))
+        return self.figures.items()
+
+
+def test_fresh_maps_are_of_the_policy_that_wrote_the_completion(tmp_path):
+    """At this rate an update makes of the policy another, whose maps are none of this completion's."""
+    drawn, reader = Drawn(tmp_path, fixed=0), Reader(horizon=(2, 20))
+    _, watcher = run(callbacks=[drawn, reader], logger=TensorBoardLogger(tmp_path), lr=5.0, max_completion_tokens=20)
+    near, _, far, _ = drawn.figures["fresh_1/maps"].axes
+    rollout = watcher.rollout
+    ids = rollout.input_ids[0][rollout.attention_mask[0]]
+    before = perturb(Policy(EMBEDDED, rank=4, alpha=8))
+    before.load_adapter_state(watcher.before)
+    maps = mean_maps(before.eval().model, ids, int(rollout.prompt_lengths[0]), rollout.signals.heads, reader.settings)
+    for axes, of_policy in zip((near, far), maps, strict=True):
+        shown = torch.from_numpy(axes.images[0].get_array().filled(0.0))
+        torch.testing.assert_close(shown, of_policy.tril(), atol=1e-5, rtol=0, check_dtype=False)
+
+
+def test_a_page_tells_what_a_token_is_pushed_by(tmp_path):
+    """Importance weights of a sampler that is not quite the policy included."""
+
+    class Cautious(LocalSampler):
+        def importance_weights(self, rollout):
+            return torch.full_like(rollout.old_logps, 0.5)
+
+    _, watcher = run(callbacks=[Inspection(tmp_path, every=5)], sampler=Cautious(), prompts=2, max_completion_tokens=20)
+    rollout = watcher.rollout
+    pushed = rollout.advantages[:, None] * rollout.credit * 0.5
+    torch.testing.assert_close(rollout.shaped_advantages, pushed)
+    described = describe(rollout, Policy(EMBEDDED).tokenizer, [0], group_size=4)[0].values["advantage"]
+    torch.testing.assert_close(torch.from_numpy(described), pushed[0][rollout.completion_mask[0]])
+
+
+def test_maps_are_read_as_the_signals_of_the_run_are(tmp_path):
+    drawn, reader = Drawn(tmp_path), Reader(horizon=(2, 20), row="predictor", sink="drop")
+    run(callbacks=[drawn, reader], logger=TensorBoardLogger(tmp_path), max_completion_tokens=20)
     for tag in ("fresh_1/maps", "fixed_1/maps"):
         near, _, far, _ = drawn.figures[tag].axes
         assert near.get_ylabel() == "token, read from the row before it"

@@ -24,6 +24,7 @@ from rhythm.callbacks.evaluation import HeldOutEvaluation
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.credit import AnchorCredit
 from rhythm.data import PromptData
+from rhythm.metrics import Mean
 from rhythm.module import GRPOModule
 from rhythm.objective import Objective
 from rhythm.policy import Policy
@@ -81,7 +82,17 @@ class Witness(RolloutObserver):
         return {}
 
     def learned(self, module, rollout):
-        if module.trainer.is_global_zero:
+        first = module.trainer.is_global_zero
+        module.record(
+            {
+                "told/weighted": Mean(1.0, 1.0) if first else Mean(4.0, 2.0),
+                "told/by_one": Mean(math.nan, 0.0) if first else Mean(4.0, 2.0),
+                "told/by_none": Mean(2.0 * first, 0.0),
+                "told/plain": 2.0 * first,
+                "told/max": 2.0 * first,
+            }
+        )
+        if first:
             score(module.policy.model, rollout, micro_batch_size=7, temperature=1.0)
             self.adapter = module.policy.adapter_state()
             score(module.policy.model, rollout, micro_batch_size=7, temperature=1.0)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhythm.tasks.countdown import MAX_COMPLETION_LENGTH, Countdown
+from rhythm.tasks.answers import MAX_COMPLETION_LENGTH
+from rhythm.tasks.countdown import Countdown
 from tests.tasks.hostile import ACTIONS, CORPUS
 
 SECONDS = 0.010

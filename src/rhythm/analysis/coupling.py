@@ -157,7 +157,7 @@ def entropy_at_waad_peaks(entropy: Tensor, waad_peaks: Tensor, mask: Tensor, eli
 
 
 def overlap(first: Tensor, second: Tensor, eligible: Tensor) -> Lift:
-    """The share of the first tokens that are among the second, against the share of the second among all tokens.
+    """The share of the first tokens that are among the second, against the share of the second among eligible tokens.
 
     In Table 2 the first are peaks of receiver-head FAI and the second peaks of global-head FAI.
     """

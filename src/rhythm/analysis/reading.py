@@ -24,7 +24,7 @@ class Selection:
     """The heads of some layers, in groups that were made among them alone."""
 
     heads: HeadGroups
-    receivers: list[Head]  # receiver heads
+    receivers: list[Head]  # receiver heads; none where no response was long enough to tell
 
     @property
     def layers(self) -> set[int]:
@@ -37,7 +37,7 @@ class Signals:
 
     waad: Tensor  # tokens, over the local heads
     fai: Tensor  # attention, over the global heads
-    receiver_fai: Tensor  # attention, over the receiver heads
+    receiver_fai: Tensor  # attention, over the receiver heads; NaN where there are none
 
     def waad_drop(self, mask: Tensor) -> Tensor:
         """[N, T], of WAAD; Eq. 14 of arXiv:2510.13554."""
@@ -76,7 +76,7 @@ def read(
         head_fraction: share of the heads in the local and in the global group; receiver_fraction: of receiver heads.
         temperature: that entropies are told at; of sampling.
     Raises:
-        ValueError: the model's attention cannot be read, or no response is long enough for receiver heads.
+        ValueError: the model's attention cannot be read.
     """
     rows = torch.arange(len(rollout.completions), device=rollout.input_ids.device)
     every = sorted({layer for chosen in layers.values() for layer in chosen})
@@ -111,7 +111,9 @@ def select(sums: HeadSums, layers: list[int], head_fraction: float, receiver_fra
         {layer: of[layer] for layer in layers} for of in (sums.distance, sums.sink, sums.kurtosis, sums.responses)
     )
     among = HeadSums(sums.rows, *tables)
-    return Selection(among.groups("distance", head_fraction), receiver_heads(among.mean_kurtosis(), receiver_fraction))
+    told = all(counts.all() for counts in among.responses.values())
+    receivers = receiver_heads(among.mean_kurtosis(), receiver_fraction) if told else []
+    return Selection(among.groups("distance", head_fraction), receivers)
 
 
 @torch.no_grad()
@@ -154,7 +156,9 @@ def _listen(
         sizes = (len(selection.heads.local), len(selection.heads.global_), len(selection.receivers))
         tables = ((statistics.waad, near), (statistics.fai, far), (statistics.fai, far))
         for i, (heads, size, (values, order)) in enumerate(zip(members, sizes, tables, strict=True)):
-            if heads:
+            if not size:
+                found[name][i] = torch.nan
+            elif heads:
                 found[name][i] += values[:, [order.index(head) for head in heads]].sum(1) / size
 
 

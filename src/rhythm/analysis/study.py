@@ -102,8 +102,6 @@ class Analysis:
     rollout: Rollout  # the sampled responses
     reading: Reading  # of them
     layers: dict[str, list[int]]  # the chosen ones, and their thirds
-    lifts: dict[str, Lift]
-    trials: list[Trial]
 
 
 def analyze(
@@ -152,7 +150,7 @@ def analyze(
             ).items()
         },
     }
-    return Analysis(tables, rollout, reading, layers, lifts[CHOSEN], trials)
+    return Analysis(tables, rollout, reading, layers)
 
 
 def layer_choices(policy: Policy, settings: AnalysisSettings) -> dict[str, list[int]]:
@@ -197,7 +195,7 @@ def _respond(
 def read_policy(
     policy: Policy, rollout: Rollout, layers: dict[str, list[int]], settings: AnalysisSettings, **changes: Any
 ) -> Reading:
-    return read(
+    reading = read(
         policy.model,
         rollout,
         layers,
@@ -207,6 +205,12 @@ def read_policy(
         micro_batch_size=settings.micro_batch_size,
         **{"temperature": settings.temperature or 1.0, **changes},
     )
+    if not all(selection.receivers for selection in reading.selections.values()):
+        raise ValueError(
+            f"no response is long enough to tell receiver heads: lower signals.receiver_gap="
+            f"{settings.signals.receiver_gap}, or raise max_completion_tokens"
+        )
+    return reading
 
 
 def _table_2(reading: Reading, mask: Tensor, settings: AnalysisSettings, name: str) -> dict[str, Lift]:

@@ -16,7 +16,7 @@ from rhythm.attention.definitions import RECEIVER_GAP, Horizon, Row, SignalSetti
 from rhythm.attention.heads import Groups, HeadSums, Layers, check_groups
 from rhythm.attention.signals import SignalCollector, attention_signals, check_readable
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.losses import masked_mean
+from rhythm.metrics import Mean, token_mean
 from rhythm.scoring import MicroBatch, to_completion
 from rhythm.types import HeadGroups, Rollout
 
@@ -92,7 +92,7 @@ class AttentionSignals(RolloutObserver):
         self._collector = collector
         self._batches.append(batch)
 
-    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float]:
+    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float | Mean]:
         collected = self._collector.finish(pool=lambda total: module.over_ranks(total, "sum"))
         started = perf_counter()
         waad, fai = (torch.full(rollout.completion_mask.shape, torch.nan, device=module.device) for _ in range(2))
@@ -160,14 +160,14 @@ def provider(module: GRPOModule, asker: str) -> AttentionSignals:
     raise ValueError(f"{asker} reads attention as callbacks.attention_signals is set to: leave out both or neither")
 
 
-def signal_metrics(rollout: Rollout) -> dict[str, float]:
+def signal_metrics(rollout: Rollout) -> dict[str, float | Mean]:
     """Means over defined tokens, and the share of tokens without FAI."""
     signals, mask = rollout.signals, rollout.completion_mask
     defined = mask & ~signals.fai.isnan()
     return {
-        "signals/waad": float(masked_mean(signals.waad, mask & ~signals.waad.isnan())),
-        "signals/fai": float(masked_mean(signals.fai, defined)),
-        "signals/fai_undefined": 1.0 - float(defined.sum() / mask.sum()),
+        "signals/waad": token_mean(signals.waad, mask & ~signals.waad.isnan()),
+        "signals/fai": token_mean(signals.fai, defined),
+        "signals/fai_undefined": Mean(1.0 - float(defined.sum() / mask.sum()), float(mask.sum())),
     }
 
 

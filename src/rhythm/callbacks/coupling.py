@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from rhythm.attention.heads import resolve_layers
 from rhythm.attention.probe import num_layers
 from rhythm.callbacks.attention_signals import provider
 from rhythm.callbacks.observer import RolloutObserver
+from rhythm.metrics import Mean
 from rhythm.types import Rollout
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 class Coupling(RolloutObserver):
     """Logs the lifts of Table 2 of arXiv:2510.13554 on some responses of the latest rollout, under the updated policy.
 
-    Attention is read as the AttentionSignals callback is set to, with heads grouped by these responses.
+    Attention is read as the AttentionSignals callback is set to, with heads grouped by these responses. A lift is NaN
+    where no response is long enough to tell; each process looks at its own, and the mean of theirs is logged.
 
     Args:
         every: iterations between two looks; the last iteration is always looked at.
@@ -47,4 +50,5 @@ class Coupling(RolloutObserver):
             lambda size: read(module.policy.model, some, layers, reader.settings, micro_batch_size=size, **settings)
         )
         lifts = table_2(reading.entropy, **vars(reading.signals["chosen"]), mask=some.completion_mask)
-        module.record({f"signals/lift_{name}": lift.lift for name, lift in lifts.items()})
+        told = {name: Mean(lift.lift, float(not math.isnan(lift.lift))) for name, lift in lifts.items()}
+        module.record({f"signals/lift_{name}": mean for name, mean in told.items()})

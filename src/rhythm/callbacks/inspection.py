@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rhythm.advantages import shape_advantages
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.observer import RolloutObserver
 from rhythm.data import collate_prompts
@@ -29,13 +28,16 @@ from rhythm.types import Prompts, Rollout
 if TYPE_CHECKING:
     from rhythm.module import GRPOModule
 
+Maps = tuple[Tensor, Tensor]  # of the local heads and of the global ones, [n, n] each
+
 
 class Inspection(RolloutObserver):
     """Shows some completions as text and as figures, the latest rollout as a page, and histograms of its tokens.
 
-    `fresh` completions are of the rollout that the iteration learned from. `fixed` ones answer the same held-out
-    problems every time, sampled with the same random numbers by the policy as it is now, so that what changes between
-    two looks is the policy. Looking changes nothing that is trained.
+    `fresh` completions are of the rollout that the iteration learned from, with all that is told of them under the
+    policy that wrote them. `fixed` ones answer the same held-out problems every time, sampled with the same random
+    numbers by the policy as it is now, so that what changes between two looks is the policy. Looking changes nothing
+    that is trained.
 
     Args:
         folder: the run's; the pages go to `inspect/` in it.
@@ -60,18 +62,27 @@ class Inspection(RolloutObserver):
         self.fixed = fixed
         self.page = page
 
+    def due(self, module: GRPOModule) -> bool:
+        return module.iteration in (1, module.iterations) or module.iteration % self.every == 0
+
+    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float]:
+        """Reads the maps of fresh completions, before an update makes the policy another."""
+        self._maps: dict[int, Maps] = {}
+        if self.due(module) and boards(module):
+            with module.policy.whole():
+                if module.trainer.is_global_zero:
+                    self._maps = read_maps(module, rollout, self._fresh_rows(module, rollout))
+        return {}
+
     def learned(self, module: GRPOModule, rollout: Rollout) -> None:
-        ends = module.iteration in (1, module.iterations)
-        if not (ends or module.iteration % self.every == 0) or not module.trainer.is_global_zero:
+        if not self.due(module) or not module.trainer.is_global_zero:
             return
-        shaped = shape_advantages(rollout.advantages, rollout.credit, module.sign)
         if self.page:
-            self._write_page(module, rollout, shaped)
-        boards = [logger for logger in module.loggers if isinstance(logger, TensorBoardLogger)]
-        if boards:
+            self._write_page(module, rollout)
+        if boards(module):
             texts = completion_notes(rollout, module.group_size, self.completions)
-            figures = {tag: pixels(figure) for tag, figure in self._figures(module, rollout, shaped)}
-        for logger in boards:
+            figures = {tag: pixels(figure) for tag, figure in self._figures(module, rollout)}
+        for logger in boards(module):
             board, step = logger.experiment, module.iteration
             board.add_text("completions", texts, step)
             for tag, image in figures.items():
@@ -80,38 +91,41 @@ class Inspection(RolloutObserver):
                 board.add_histogram(tag, values, step)
             logger.save()
 
-    def _write_page(self, module: GRPOModule, rollout: Rollout, shaped: Tensor) -> None:
-        responses = describe_all(module, rollout, range(len(rollout.completions)), shaped)
+    def _fresh_rows(self, module: GRPOModule, rollout: Rollout) -> range:
+        return range(0, len(rollout.completions), module.group_size)[: self.fresh]
+
+    def _write_page(self, module: GRPOModule, rollout: Rollout) -> None:
+        responses = describe_all(module, rollout, range(len(rollout.completions)))
         title = f"Iteration {module.iteration}: {module.credit.name} credit"
         note = f"{len(responses)} completions of {len(responses) // module.group_size} prompts."
         path = self.folder / "inspect" / f"iteration_{module.iteration:06}.html"
         path.parent.mkdir(exist_ok=True)
         path.write_text(rollout_page(responses, title, note), encoding="utf-8")
 
-    def _figures(self, module: GRPOModule, rollout: Rollout, shaped: Tensor) -> Iterator[tuple[str, Figure]]:
+    def _figures(self, module: GRPOModule, rollout: Rollout) -> Iterator[tuple[str, Figure]]:
         """By TensorBoard tag: of each response its tokens, curves and maps; of the heads their distances."""
         at = f"iteration {module.iteration}"
-        rows = range(0, len(rollout.completions), module.group_size)[: self.fresh]
-        yield from self._responses("fresh", at, module, rollout, rows, shaped)
+        yield from self._responses("fresh", at, module, rollout, self._fresh_rows(module, rollout), self._maps)
         if self.fixed:
-            again = fixed_rollout(module, self.fixed)
-            yield from self._responses("fixed", at, module, again, range(len(again.completions)), None)
+            again, rows = fixed_rollout(module, self.fixed), range(self.fixed)
+            yield from self._responses("fixed", at, module, again, rows, read_maps(module, again, rows))
         if rollout.signals.distance:
             yield "heads/distance", heads_figure(rollout.signals.distance, rollout.signals.heads, f"Heads, {at}")
 
     def _responses(
-        self, kind: str, at: str, module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None
+        self, kind: str, at: str, module: GRPOModule, rollout: Rollout, rows: range, maps: dict[int, Maps]
     ) -> Iterator[tuple[str, Figure]]:
-        heads, reader = rollout.signals.heads, attention_reader(module)
-        for i, response in enumerate(describe_all(module, rollout, rows, shaped)):
+        for i, response in enumerate(describe_all(module, rollout, rows)):
             title = f"{kind} prompt {i + 1}, {at}"
             yield f"{kind}_{i + 1}/tokens", tokens_figure(response, title)
             yield f"{kind}_{i + 1}/curves", curves_figure(response, title)
-            if heads is not None and reader is not None:
-                ids, prompt = rollout.input_ids[rows[i]], int(rollout.prompt_lengths[rows[i]])
-                ids = ids[rollout.attention_mask[rows[i]]]
-                maps = mean_maps(module.policy.model, ids, prompt, heads, reader.settings)
-                yield f"{kind}_{i + 1}/maps", maps_figure(*maps, response, title, reader.settings)
+            if rows[i] in maps:
+                settings = attention_reader(module).settings
+                yield f"{kind}_{i + 1}/maps", maps_figure(*maps[rows[i]], response, title, settings)
+
+
+def boards(module: GRPOModule) -> list[TensorBoardLogger]:
+    return [logger for logger in module.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def attention_reader(module: GRPOModule) -> AttentionSignals | None:
@@ -119,7 +133,19 @@ def attention_reader(module: GRPOModule) -> AttentionSignals | None:
     return next((callback for callback in module.trainer.callbacks if isinstance(callback, AttentionSignals)), None)
 
 
-def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tensor | None) -> list[Response]:
+def read_maps(module: GRPOModule, rollout: Rollout, rows: range) -> dict[int, Maps]:
+    """The mean maps of some rows under the policy as it is; none where the run reads no attention."""
+    heads, reader = rollout.signals.heads, attention_reader(module)
+    if heads is None or reader is None:
+        return {}
+    maps = {}
+    for row in rows:
+        ids = rollout.input_ids[row][rollout.attention_mask[row]]
+        maps[row] = mean_maps(module.policy.model, ids, int(rollout.prompt_lengths[row]), heads, reader.settings)
+    return maps
+
+
+def describe_all(module: GRPOModule, rollout: Rollout, rows: range) -> list[Response]:
     """Some rows as they are shown, preplan and anchor marks by the share that the module's credit chooses."""
     return describe(
         rollout,
@@ -127,7 +153,6 @@ def describe_all(module: GRPOModule, rollout: Rollout, rows: range, shaped: Tens
         rows,
         group_size=module.group_size,
         eligible=module.eligible(rollout),
-        shaped=shaped,
         fraction=marked_fraction(module.credit),
     )
 

@@ -13,6 +13,7 @@ from rhythm.credit import CreditStrategy
 from rhythm.types import Rollout
 
 if TYPE_CHECKING:
+    from rhythm.metrics import Mean
     from rhythm.module import GRPOModule
     from rhythm.scoring import MicroBatch
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class RolloutObserver(Callback, ABC):
     """A callback that sees every rollout. Override what you need; all of it runs on every rank.
 
-    With trainer=fsdp a pass of the model in `scored` is made by every rank or none; in `learned` weights are whole.
+    With trainer=fsdp a pass of the model in `scored` is made by every rank or none, or inside `policy.whole()`, which
+    every rank enters; in `learned` weights are whole.
     """
 
     provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills
@@ -33,8 +35,11 @@ class RolloutObserver(Callback, ABC):
         """
         yield
 
-    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float]:
-        """After the scoring pass, with rewards, advantages and entropies in place. Returns metrics to log."""
+    def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float | Mean]:
+        """After the scoring pass, with rewards, advantages and entropies in place. Returns metrics to log.
+
+        Those that provide signals come first.
+        """
         return {}
 
     def learned(self, module: GRPOModule, rollout: Rollout) -> None:
@@ -55,7 +60,8 @@ class Observers:
 
     def __init__(self, module: GRPOModule):
         self.module = module
-        self.observers = [callback for callback in module.trainer.callbacks if isinstance(callback, RolloutObserver)]
+        observers = (callback for callback in module.trainer.callbacks if isinstance(callback, RolloutObserver))
+        self.observers = sorted(observers, key=lambda observer: not observer.provides)
 
     @contextmanager
     def scoring(self, batch: MicroBatch) -> Iterator[None]:
@@ -64,8 +70,8 @@ class Observers:
                 stack.enter_context(observer.scoring(self.module, batch))
             yield
 
-    def scored(self, rollout: Rollout) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def scored(self, rollout: Rollout) -> dict[str, float | Mean]:
+        metrics: dict[str, float | Mean] = {}
         for observer in self.observers:
             metrics |= observer.scored(self.module, rollout)
         return metrics

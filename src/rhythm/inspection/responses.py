@@ -34,7 +34,7 @@ SIGNALS = {  # in the order in which they are shown
     "fai": Signal("FAI", "", "the share of attention that later tokens pay it"),
     "entropy": Signal("entropy", "nats", "of the distribution that it was drawn from"),
     "credit": Signal("credit", "", "γ, the factor on the advantage"),
-    "advantage": Signal("advantage · credit", "", "what the token is pushed by"),
+    "advantage": Signal("shaped advantage", "", "Ã, what the token is pushed by: advantage · credit"),
     "waad_drop": Signal("WAAD drop", "tokens", "change of WAAD to the next token"),
 }
 
@@ -73,14 +73,12 @@ def describe(
     *,
     group_size: int,
     eligible: Tensor | None = None,
-    shaped: Tensor | None = None,
     fraction: float = PAPER_FRACTION,
 ) -> list[Response]:
     """Some rows of a rollout with rewards, and of the signals, credit and advantages those that are there.
 
     Args:
         eligible: [N, T] bool, the tokens that preplan and anchor marks are chosen from; None is all.
-        shaped: [N, T], advantages · credit.
         fraction: q, the share of marked tokens.
     """
     mask, signals = rollout.completion_mask, rollout.signals
@@ -88,7 +86,7 @@ def describe(
     drop, fai = (None if signals is None else getattr(signals, name) for name in ("waad_drop", "fai"))
     preplan, anchor = (None if scores is None else top_tokens(scores, eligible, fraction) for scores in (drop, fai))
     fields = {name: getattr(signals, name, None) for name in ("waad", "fai", "entropy", "waad_drop")}
-    fields |= {"credit": rollout.credit, "advantage": shaped}
+    fields |= {"credit": rollout.credit, "advantage": rollout.shaped_advantages}
     named = {name: fields[name] for name in SIGNALS if fields[name] is not None}
 
     def of(row: int, values: Tensor | None) -> np.ndarray | None:

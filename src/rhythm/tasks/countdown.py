@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from rhythm.tasks.answers import MAX_COMPLETION_LENGTH
 from rhythm.tasks.base import Problem, Task
 
 MAX_EXPRESSION_LENGTH = 256  # characters; a right answer to ten numbers of three digits needs under 100
-MAX_COMPLETION_LENGTH = 100_000  # characters, from the end; what stands before is not read for an answer
 TEST_SHARE = 8  # one problem in eight is a test problem
 
 _TOKEN = re.compile(r"\s*(0|[1-9][0-9]{0,8}|[-+*/()])")
