@@ -123,7 +123,7 @@ class GRPOModule(PolicyModule):
     def on_fit_start(self) -> None:
         check_signals(self.credit, self.trainer.callbacks)
         completions = self.trainer.datamodule.prompts_per_iteration * self.group_size // self.trainer.world_size
-        if completions < self.updates_per_iteration:
+        if 0 < completions < self.updates_per_iteration:
             raise ValueError(
                 f"updates_per_iteration={self.updates_per_iteration}: an iteration has {completions} completions on "
                 f"each of {self.trainer.world_size} devices"

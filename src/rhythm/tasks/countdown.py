@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from rhythm.tasks.answers import MAX_COMPLETION_LENGTH
+from rhythm.tasks.answers import last_match
 from rhythm.tasks.base import Problem, Task
 
 MAX_EXPRESSION_LENGTH = 256  # characters; a right answer to ten numbers of three digits needs under 100
@@ -89,14 +89,14 @@ class Countdown(Task):
         return self.template.format(numbers=" ".join(map(str, problem["numbers"])), target=problem["target"])
 
     def extract(self, completion: str) -> str | None:
-        matches = self.answer_pattern.findall(completion[-MAX_COMPLETION_LENGTH:])
-        if not matches:
+        answer = last_match(self.answer_pattern, completion)
+        if answer is None:
             return None
         try:
-            evaluate(matches[-1])
+            evaluate(answer)
         except ValueError:
             return None
-        return matches[-1].strip()
+        return answer
 
     def reward(self, problem: Problem, completion: str) -> float:
         expression = self.extract(completion)
