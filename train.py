@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> float:
         check_signals(credit, callbacks)
         if not rank_zero_only.rank:
             sampler.prepare(policy)  # a server that is not there is told before anything is begun
-        loggers = [instantiate(logger, _convert_="all") for logger in cfg.logger.values()]
+        loggers = [instantiate(logger, _convert_="all") for logger in (cfg.get("logger") or {}).values()]
         for logger in loggers:
             logger.log_hyperparams(knobs(cfg))
         trainer = cli.build(cfg.trainer, callbacks=callbacks, logger=loggers)

@@ -34,7 +34,8 @@ class Results:
     rows: pd.DataFrame
 
     @classmethod
-    def load(cls, folder: Path) -> Results:
+    def load(cls, folder: Path, only: list[str] | None = None) -> Results:
+        """ValueError where there is nothing to compare; `only` some arms, where others have begun and not ended."""
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
         rows = pd.read_csv(folder / "results.csv", dtype={"credit": str})  # an arm may be called 1e-3
         if list(rows.columns) == [] or rows.empty:
@@ -42,7 +43,9 @@ class Results:
         if "baseline" not in described:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
         seeds = rows.groupby("credit").seed.nunique()
-        arms = [arm for arm in described["arms"] if seeds.get(arm, 0) >= 2]
+        if unknown := set(only or []) - set(described["arms"]):
+            raise ValueError(f"--arms {' '.join(sorted(unknown))}: {folder / 'study.yaml'} names no such arm")
+        arms = [arm for arm in only or described["arms"] if seeds.get(arm, 0) >= 2]
         primary = [(ours, theirs) for ours, theirs in described.get("primary", []) if {ours, theirs} <= set(arms)]
         return cls(folder, arms, described["baseline"], primary, rows)
 
@@ -136,7 +139,7 @@ def draw_curves(results: Results, path: Path) -> None:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("iteration", fontsize=8)
-    figure.supylabel(f"held-out pass@1, %  (grey: {results.baseline})", fontsize=8)
+    figure.supylabel(f"pass@1, %; grey: {results.baseline}", fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -152,7 +155,7 @@ def draw_forest(results: Results, path: Path) -> None:
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("points of held-out pass@1, mean and 95% interval over seeds (orange: primary)", fontsize=8)
+    axis.set_xlabel("points of held-out pass@1, 95% over seeds; orange: primary", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -162,9 +165,11 @@ def draw_forest(results: Results, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a study.yaml with its results.csv")
-    folder = parser.parse_args().study
+    parser.add_argument("--arms", nargs="+", help="tell and draw these alone")
+    args = parser.parse_args()
+    folder = args.study
     try:
-        results = Results.load(folder)
+        results = Results.load(folder, args.arms)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(arms_table(results), contrasts(results), sep="\n\n")

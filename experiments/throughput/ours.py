@@ -58,6 +58,7 @@ def composed(spec: dict) -> DictConfig:
         "micro_batch_size": spec["micro_batch"],
         "learning_rate": spec["learning_rate"],
         "algorithm.scheduler": "null",
+        "policy.compile": spec.get("compile", False),
     }
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=[f"{key}={value}" for key, value in settings.items()])

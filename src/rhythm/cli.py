@@ -151,6 +151,8 @@ def one_line(error: BaseException, config_name: str) -> str:
     if unknown and "not in struct" in text:
         meant = nearest(unknown[1], known_keys(config_name, sys.argv[1:]))
         message = f"there is no key '{unknown[1]}'"
+        if meant == unknown[1]:
+            return f"{message}, but the command needs it; leave out ~{meant}"
         if meant:
             return f"{message}; did you mean '{meant}'?"
         if having := options_with(unknown[1]):
