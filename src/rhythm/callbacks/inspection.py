@@ -107,7 +107,8 @@ class Inspection(RolloutObserver):
         at = f"iteration {module.iteration}"
         yield from self._responses("fresh", at, module, rollout, self._fresh_rows(module, rollout), self._maps)
         if self.fixed:
-            again, rows = fixed_rollout(module, self.fixed), range(self.fixed)
+            again = fixed_rollout(module, self.fixed)
+            rows = range(len(again.completions))
             yield from self._responses("fixed", at, module, again, rows, read_maps(module, again, rows))
         if rollout.signals.distance:
             yield "heads/distance", heads_figure(rollout.signals.distance, rollout.signals.heads, f"Heads, {at}")
