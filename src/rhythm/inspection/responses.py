@@ -34,7 +34,11 @@ SIGNALS = {  # in the order in which they are shown
     "fai": Signal("FAI", "", "the share of attention that later tokens pay it"),
     "entropy": Signal("entropy", "nats", "of the distribution that it was drawn from"),
     "credit": Signal("credit", "", "γ, the factor on the advantage"),
-    "advantage": Signal("shaped advantage", "", "Ã, what the token is pushed by: advantage · credit"),
+    "advantage": Signal(
+        "shaped advantage",
+        "",
+        "Ã, what the token is pushed by: advantage · credit, times its importance weight if it has one",
+    ),
     "waad_drop": Signal("WAAD drop", "tokens", "change of WAAD to the next token"),
 }
 
