@@ -1,4 +1,7 @@
-"""Learning curves of runs overlaid, and their arms compared in pairs: `python compare.py logs/anchor/* ...`."""
+"""Learning curves of runs overlaid, and their arms compared in pairs: `python compare.py logs/anchor/* ...`.
+
+Or what eval.py wrote, problem by problem: `python compare.py base.json adapter.json`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,52 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rhythm.evaluation.comparison import corrected
-from rhythm.evaluation.curves import Run, against, arms, draw, last_common, table
+import numpy as np
+
+from rhythm.evaluation.comparison import (
+    Comparison,
+    compare,
+    corrected,
+    improvement_interval,
+    interquartile_mean,
+    probability_of_improvement,
+)
+from rhythm.evaluation.curves import Run, arms, draw, last_common, over_problems, over_seeds, table
+from rhythm.evaluation.evaluate import read_solved
 from rhythm.evaluation.metrics import student_interval
 
-NOTHING = "no two seeds in common, and no two single runs that ended there on the same problems"
+NOTHING = "no two seeds in common, and no runs that ended there on the same problems"
 
 
 def main() -> None:
     """Writes compare.csv and compare.png, and prints each arm's last common value and every arm against the first."""
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; an arm is those that differ in their seed alone"
+        "runs",
+        type=Path,
+        nargs="+",
+        help="run folders, of which those that differ in their seed alone are an arm; or files of eval.py",
     )
     parser.add_argument("--metric", default="eval/pass@1", help="a TensorBoard tag")
     parser.add_argument("--output", type=Path, default=Path(), help="folder of the two files")
     given = parser.parse_args()
     try:
-        compare_runs(given.runs, given.metric, given.output)
+        if any(path.is_file() for path in given.runs):
+            compare_evaluations(given.runs)
+        else:
+            compare_runs(given.runs, given.metric, given.output)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+def compare_evaluations(files: Sequence[Path]) -> None:
+    """Every file against the first, in pairs of problems."""
+    (first, base), *others = [(path, read_solved(path)) for path in files]
+    for path, (problems, _) in others:
+        if problems != base[0]:
+            raise ValueError(f"{path} and {first} are of other problems: evaluate both with the same task and problems")
+    print(f"{first}: {sum(base[1]) / len(base[1]):.4f}")
+    tell({f"{path} − {first}": compare(solved, base[1], unit="problems") for path, (_, solved) in others})
 
 
 def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
@@ -43,22 +72,36 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
     for name, group in found.items():
         print(f"{name}: {level([run.curve[iteration] for run in group])}")
     first, *others = found
-    seen = {name: against(found[name], found[first], iteration) for name in others}
-    paired = [name for name in others if seen[name] is not None]
-    seen |= dict(zip(paired, corrected([seen[name] for name in paired]), strict=True))
+    seeds, problems = (
+        {name: over(found[name], found[first], iteration) for name in others} for over in (over_seeds, over_problems)
+    )
+    tell({f"{name} − {first}": each for name, each in seeds.items() if each})
+    for name in (name for name in others if seeds[name]):
+        both = [[run.curve[iteration] for run in found[arm]] for arm in (name, first)]
+        chance = probability_of_improvement(*map(np.array, both))
+        print(f"P({name} > {first}): {chance:.2f} [{{:.2f}}, {{:.2f}}]".format(*improvement_interval(*both)))
+    tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
-        print(f"{name} − {first}: {seen[name] or NOTHING}")
-    if len(paired) > 1:
-        print(f"p is corrected for {len(paired)} comparisons by Holm's procedure; intervals are of each alone")
+        if not seeds[name] and not problems[name]:
+            print(f"{name} − {first}: {NOTHING}")
     print(f"written to {output / 'compare.csv'} and {output / 'compare.png'}")
 
 
+def tell(family: dict[str, Comparison]) -> None:
+    """A line each, with p by Holm over all of them."""
+    for name, each in zip(family, corrected(list(family.values())), strict=True):
+        print(f"{name}: {each}")
+    if len(family) > 1:
+        print(f"p is corrected for {len(family)} comparisons by Holm's procedure; intervals are of each alone")
+
+
 def level(values: Sequence[float]) -> str:
-    """The mean over seeds, with its interval where there are two or more."""
+    """The mean over seeds, with its interval where there are two or more, and their interquartile mean of four."""
     told = f"{sum(values) / len(values):.4f}"
     if len(values) == 1:
         return f"{told}, 1 seed"
-    return "{} [{:.4f}, {:.4f}], {} seeds".format(told, *student_interval(values), len(values))
+    told = "{} [{:.4f}, {:.4f}], {} seeds".format(told, *student_interval(values), len(values))
+    return told if len(values) < 4 else f"{told}, interquartile mean {interquartile_mean(values):.4f}"
 
 
 if __name__ == "__main__":

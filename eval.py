@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rhythm import cli
 
@@ -42,7 +42,8 @@ def evaluate_adapter(cfg: DictConfig) -> float:
         prompts_at_once=cfg.prompts_at_once,
         seed=cfg.seed,
     )
-    summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None, **measured.summary()}
+    summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None}
+    summary |= {"task": OmegaConf.to_container(cfg.task, resolve=True), **measured.summary()}
     output.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     for tag, value in summary["metrics"].items():
         interval = summary["intervals"].get(tag)

@@ -1,26 +1,39 @@
 """The tables and figures of a study from its results.csv: `python experiments/report.py experiments/credit_comparison`.
 
-Beside its arms a study.yaml names the `baseline` that every arm is compared with and, where it has some, the `primary`
-contrasts, pairs of arms that were fixed before the first run. Prints Markdown; draws curves.png and forest.png there.
-Intervals are 95%, Student's over seeds.
+Beside its arms a study.yaml names the `baseline` that every arm is compared with and, where it has some, contrasts of
+two arms that were fixed before the first run, `primary`, each tested alone, and `secondary`. These and all arms against
+the baseline are one family, whose p-values are corrected by Holm's procedure. Prints Markdown; draws curves.png and
+forest.png there. Intervals are 95%: Student's over seeds, of P(better) and of the interquartile mean by bootstrap.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
 
-from rhythm.evaluation.comparison import Comparison, compare, corrected, interquartile_mean, smallest_difference
+from rhythm.evaluation.comparison import (
+    Comparison,
+    compare,
+    corrected,
+    improvement_interval,
+    interquartile_interval,
+    interquartile_mean,
+    probability_of_improvement,
+    smallest_difference,
+)
 from rhythm.evaluation.metrics import student_interval
 from rhythm.inspection.drawing import BLUE, ORANGE
 
 INK = "#444444"
+Contrast = tuple[str, str]  # ours, theirs
 
 
 @dataclass(frozen=True)
@@ -28,112 +41,145 @@ class Results:
     """What a study has measured so far."""
 
     folder: Path
-    arms: list[str]  # those with at least two seeds, in the order of study.yaml
+    arms: list[str]  # those with two seeds or more that the baseline has too, in the order of study.yaml
+    shown: list[str]  # those of them that tables and figures tell of
     baseline: str
-    primary: list[tuple[str, str]]  # contrasts whose two arms have at least two seeds in common
+    primary: list[Contrast]
+    secondary: list[Contrast]
     rows: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, only: list[str] | None = None) -> Results:
-        """ValueError where there is nothing to compare; `only` some arms, where others have begun and not ended."""
+        """ValueError where there is nothing to compare; `only` some arms are shown, where others are not complete."""
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        rows = pd.read_csv(folder / "results.csv", dtype={"credit": str})  # an arm may be called 1e-3
-        if list(rows.columns) == [] or rows.empty:
-            raise ValueError(f"{folder / 'results.csv'} has no rows yet: python experiments/study.py {folder}")
         if "baseline" not in described:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
-        seeds = rows.groupby("credit").seed.nunique()
         if unknown := set(only or []) - set(described["arms"]):
             raise ValueError(f"--arms {' '.join(sorted(unknown))}: {folder / 'study.yaml'} names no such arm")
-        arms = [arm for arm in only or described["arms"] if seeds.get(arm, 0) >= 2]
-        primary = [(ours, theirs) for ours, theirs in described.get("primary", []) if {ours, theirs} <= set(arms)]
-        return cls(folder, arms, described["baseline"], primary, rows)
+        rows = _rows(folder)
+        seeds = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
+        baseline = described["baseline"]
+        common = seeds.get(baseline, set())
+        arms = [arm for arm in described["arms"] if len(seeds.get(arm, set()) & common) >= 2]
+        if len(arms) < 2:
+            raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {baseline} yet")
+        shown = [arm for arm in only or arms if arm in arms]
+        contrasts = ([tuple(pair) for pair in described.get(kind, [])] for kind in ("primary", "secondary"))
+        primary, secondary = ([pair for pair in of if set(pair) <= set(arms)] for of in contrasts)
+        return cls(folder, arms, shown, baseline, primary, secondary, rows)
+
+    def of(self, arm: str) -> pd.DataFrame:
+        return self.rows[self.rows.credit == arm]
 
     def final(self, arm: str, column: str = "pass@1") -> pd.Series:
         """The value after the last iteration, by seed."""
-        mine = self.rows[self.rows.credit == arm]
-        return mine.groupby("seed").last()[column]
+        return self.of(arm).groupby("seed").last()[column]
+
+    def trained_mean(self, arm: str, column: str) -> float:
+        """A metric of training over all iterations of all seeds; a row has the mean since the row before."""
+        mine = self.of(arm)
+        weights = mine.groupby("seed").iteration.diff()
+        return float((mine[column] * weights).sum() / weights.sum())
 
     def compare(self, ours: str, theirs: str) -> Comparison:
         """Paired by seed, in percentage points of pass@1."""
         pairs = pd.concat([self.final(ours), self.final(theirs)], axis=1, join="inner") * 100
         return compare(pairs.iloc[:, 0], pairs.iloc[:, 1], student=True)
 
-    def secondary(self) -> dict[str, Comparison]:
-        """Every arm against the baseline, but for contrasts that are primary, with p by Holm over all of these."""
-        others = [arm for arm in self.arms if arm != self.baseline and (arm, self.baseline) not in self.primary]
-        return dict(zip(others, corrected([self.compare(arm, self.baseline) for arm in others]), strict=True))
+    @cached_property
+    def family(self) -> dict[Contrast, Comparison]:
+        """Every contrast that is not primary, with p by Holm over all of them, shown or not."""
+        known = set(self.primary) | {pair[::-1] for pair in self.primary}
+        pairs = [(arm, self.baseline) for arm in self.arms if arm != self.baseline]
+        pairs += [pair for pair in self.secondary if pair not in pairs]
+        pairs = [pair for pair in pairs if pair not in known]
+        return dict(zip(pairs, corrected([self.compare(*pair) for pair in pairs]), strict=True))
+
+    def to_show(self, contrasts: Any) -> list[Contrast]:
+        return [pair for pair in contrasts if set(pair) <= set(self.shown)]
+
+
+def _rows(folder: Path) -> pd.DataFrame:
+    """results.csv. ValueError where it has no rows, or runs of different lengths."""
+    path = folder / "results.csv"
+    try:
+        rows = pd.read_csv(path, dtype={"credit": str})  # an arm may be called 1e-3
+    except pd.errors.EmptyDataError:
+        rows = pd.DataFrame()
+    if rows.empty:
+        raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
+    ends = rows.groupby(["credit", "seed"]).iteration.max()
+    if ends.nunique() > 1:
+        (arm, seed), end = ends.idxmin(), ends.min()
+        raise ValueError(f"{path}: {arm}, seed {seed} ends at iteration {end}, others at {ends.max()}: run it again")
+    return rows
 
 
 def arms_table(results: Results) -> str:
     """Markdown: a line an arm. Percent are of pass@1 after the last iteration, over all seeds."""
-    secondary = results.secondary()
-    lines = [
-        f"| arm | seeds | pass@1, % | middle half | against {results.baseline}, points | p | P(better) "
-        "| gradient norm | entropy-weighted credit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in results.arms:
+    columns = ["arm", "seeds", "pass@1, %", "interquartile mean", f"against {results.baseline}, points", "corrected p"]
+    columns += ["P(better)", "well-formed, %", "gradient norm", "entropy-weighted credit"]
+    lines = [columns, ["---"] * len(columns)]
+    base = results.final(results.baseline)
+    for arm in results.shown:
         scores = results.final(arm) * 100
-        low, high = student_interval(scores)
-        cells = [f"`{arm}`", len(scores), f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"]
-        cells += [f"{interquartile_mean(scores):.1f}"]
+        cells = [f"`{arm}`", str(len(scores)), f"{scores.mean():.1f} {interval(student_interval(scores))}"]
+        cells += [f"{interquartile_mean(scores):.1f} {interval(interquartile_interval(scores))}"]
         if arm == results.baseline:
             cells += ["", "", ""]
         else:
-            seen = secondary.get(arm) or results.compare(arm, results.baseline)
-            p = f"{seen.p:.3f}" if arm in secondary else "primary"
-            cells += [f"{seen.difference:+.1f} [{seen.low:+.1f}, {seen.high:+.1f}]", p, f"{seen.improvement:.2f}"]
-        means = (trained_mean(results, arm, name) for name in ("grad_norm", "credit_entropy_weighted"))
-        cells += [f"{mean:.3f}" for mean in means]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+            seen = results.family.get((arm, results.baseline))
+            p = seen.level.removeprefix("= ") if seen else "primary"
+            seen = seen or results.compare(arm, results.baseline)
+            chance = float(probability_of_improvement(scores.to_numpy() / 100, base.to_numpy()))
+            cells += [f"{seen.difference:+.1f} {interval((seen.low, seen.high), '+.1f')}", p]
+            cells += [f"{chance:.2f} {interval(improvement_interval(scores / 100, base), '.2f')}"]
+        cells += [f"{100 * results.final(arm, 'well_formed').mean():.1f}"]
+        cells += [f"{results.trained_mean(arm, name):.3f}" for name in ("grad_norm", "credit_entropy_weighted")]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def trained_mean(results: Results, arm: str, column: str) -> float:
-    """A metric of training, over all iterations of all seeds; rows are evenly spaced."""
-    return results.rows[results.rows.credit == arm][column].mean()  # empty before the first iteration: left out
+def interval(bounds: tuple[float, float], form: str = ".1f") -> str:
+    return "[{}, {}]".format(*(format(bound, form) for bound in bounds))
 
 
 def contrasts(results: Results) -> str:
-    """Markdown: the primary contrasts, one by one, and what the study was able to see."""
-    lines = []
-    for ours, theirs in results.primary:
-        seen = results.compare(ours, theirs)
-        verdict = "distinguishable" if seen.distinguishable else "not distinguishable"
-        lines.append(
-            f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points [{seen.low:+.1f}, {seen.high:+.1f}], "
-            f"p = {seen.p:.3f}, {seen.pairs} seeds: **{verdict}**"
-        )
-    if results.baseline in results.arms:
-        scores = results.final(results.baseline) * 100
-        spread = scores.std(ddof=1)
-        seen = smallest_difference(2**0.5 * spread, len(scores))
-        lines.append(
-            f"- Power: {len(scores)} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation); "
-            f"with as many pairs that do not help each other, {seen:.1f} points are found four times out of five."
-        )
+    """Markdown: the contrasts of two arms one by one, and what each was able to see."""
+    lines = [line(results.compare(*pair), *pair, "p") for pair in results.to_show(results.primary)]
+    others = [pair for pair in results.to_show(results.family) if pair in results.secondary]
+    lines += [line(results.family[pair], *pair, "corrected p") for pair in others]
+    spread = results.final(results.baseline).std(ddof=1) * 100
+    seeds = len(results.final(results.baseline))
+    lines.append(f"- {seeds} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation).")
     return "\n".join(lines)
+
+
+def line(seen: Comparison, ours: str, theirs: str, p: str) -> str:
+    verdict = "distinguishable" if seen.distinguishable else "not distinguishable"
+    found = smallest_difference(seen.spread, seen.pairs)
+    return (
+        f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points {interval((seen.low, seen.high), '+.1f')}, "
+        f"{p} {seen.level}, {seen.pairs} pairs: **{verdict}**. With 80% power {found:.1f} points would be found."
+    )
 
 
 def draw_curves(results: Results, path: Path) -> None:
     """A panel an arm: mean over seeds and its 95% interval by iteration, the baseline's mean beneath."""
-    columns = min(5, len(results.arms))
-    size = (2.2 * columns, 1.9 * -(-len(results.arms) // columns))
-    figure, axes = plt.subplots(
-        -(-len(results.arms) // columns), columns, figsize=size, sharex=True, sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axis in axes.flat[len(results.arms) :]:
+    columns = min(5, len(results.shown))
+    rows = -(-len(results.shown) // columns)
+    shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 1.9 * rows), **shared)
+    for axis in axes.flat[len(results.shown) :]:
         axis.set_visible(False)
-    for axis, arm in zip(axes.flat, results.arms, strict=False):
-        for name, colour in ((results.baseline, "#AAAAAA"), (arm, BLUE)):
-            if name not in results.arms:
-                continue
-            curves = results.rows[results.rows.credit == name].groupby("iteration")["pass@1"]
-            axis.plot(curves.mean().index, curves.mean() * 100, color=colour, linewidth=1.5)
+    base = results.of(results.baseline).groupby("iteration")["pass@1"].mean() * 100
+    for axis, arm in zip(axes.flat, results.shown, strict=False):
+        curves = results.of(arm).groupby("iteration")["pass@1"]
+        mean = curves.mean() * 100
         low, high = np.array([student_interval(scores) for _, scores in curves]).T * 100
-        axis.fill_between(curves.mean().index, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axis.plot(base.index, base, color="#AAAAAA", linewidth=1.5)
+        axis.plot(mean.index, mean, color=BLUE, linewidth=1.5)
+        axis.fill_between(mean.index, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axis.set_title(arm, fontsize=8)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
@@ -145,9 +191,10 @@ def draw_curves(results: Results, path: Path) -> None:
 
 
 def draw_forest(results: Results, path: Path) -> None:
-    """Each arm's difference to the baseline and every primary contrast, with 95% intervals."""
-    rows = [(f"{ours} − {theirs}", results.compare(ours, theirs), ORANGE) for ours, theirs in results.primary]
-    rows += [(f"{arm} − {results.baseline}", seen, BLUE) for arm, seen in results.secondary().items()]
+    """Every contrast's difference with its 95% interval."""
+    primary = results.to_show(results.primary)
+    rows = [(f"{ours} − {theirs}", results.compare(ours, theirs), ORANGE) for ours, theirs in primary]
+    rows += [(" − ".join(pair), results.family[pair], BLUE) for pair in results.to_show(results.family)]
     figure, axis = plt.subplots(figsize=(6.5, 0.32 * len(rows) + 0.9), layout="constrained")
     for place, (_, seen, colour) in enumerate(rows):
         axis.plot([seen.low, seen.high], [place, place], color=colour, linewidth=1.5)
@@ -155,7 +202,7 @@ def draw_forest(results: Results, path: Path) -> None:
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("points of held-out pass@1, 95% over seeds; orange: primary", fontsize=8)
+    axis.set_xlabel(f"points of held-out pass@1, 95% over seeds{'; orange: primary' * bool(primary)}", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -165,7 +212,7 @@ def draw_forest(results: Results, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a study.yaml with its results.csv")
-    parser.add_argument("--arms", nargs="+", help="tell and draw these alone")
+    parser.add_argument("--arms", nargs="+", help="show these alone; p is corrected over all")
     args = parser.parse_args()
     folder = args.study
     try:

@@ -3,7 +3,7 @@
 A study is a folder with a study.yaml: `arms`, each a name with overrides of train.py; `common`, overrides of all; and
 `seeds`. Every run is a process of its own, by default one thread each and as many at once as there are cores. When a
 run is done its evaluations go to results.csv, a row each. What stands there is not run again, a run that was stopped
-goes on from its last checkpoint, and `--merge FILE` brings in rows that another machine made. `--again` runs what
+goes on from its last checkpoint, and `--merge FILE` brings in rows that another checkout made. `--again` runs what
 stands there once more and tells where a number differs.
 """
 
@@ -18,9 +18,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -28,6 +28,8 @@ from statistics import mean
 
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rhythm.cli import command_line
 
 ROOT = Path(__file__).parents[1]
 EVALUATED = {  # at the iteration of the row
@@ -62,8 +64,11 @@ class Study:
 
     @classmethod
     def load(cls, folder: Path) -> Study:
+        """Raises RuntimeError where results.csv has an arm that study.yaml does not name."""
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        return cls(folder, described["arms"], described["seeds"], described.get("common", []))
+        study = cls(folder, described["arms"], described["seeds"], described.get("common", []))
+        study.check(study.rows(), study.results)
+        return study
 
     @property
     def results(self) -> Path:
@@ -76,6 +81,12 @@ class Study:
 
     def rows(self) -> list[Row]:
         return read_rows(self.results) if self.results.exists() else []
+
+    def check(self, rows: list[Row], path: Path) -> None:
+        """Raises RuntimeError where rows from a file are of an arm that there is not."""
+        if unknown := {row["credit"] for row in rows} - set(self.arms):
+            names = ", ".join(sorted(unknown))
+            raise RuntimeError(f"{path} has rows of {names}, which {self.folder / 'study.yaml'} does not name")
 
     def add(self, new: list[Row]) -> None:
         """Puts rows into results.csv, by arm, seed and iteration; rows of the same run are replaced."""
@@ -107,16 +118,17 @@ def run_once(
 
     The process is put among the children while it runs, so that the caller can stop it.
     """
+    command = study.command(arm, seed, output_dir)
     if (output_dir / "metrics.json").exists():
+        check_finished(output_dir, command)
         return measured(output_dir, {"credit": arm, "seed": str(seed)})
     if not (output_dir / "checkpoints" / "last.ckpt").exists():
         shutil.rmtree(output_dir, ignore_errors=True)  # stopped before its first checkpoint
     output_dir.mkdir(parents=True, exist_ok=True)
     log = output_dir.with_suffix(".log")
-    started = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            study.command(arm, seed, output_dir),
+            command,
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdout=file,
@@ -128,8 +140,14 @@ def run_once(
     if status:
         code = os.waitstatus_to_exitcode(status)
         raise RuntimeError(f"{arm}, seed {seed}: exit code {code}; {log} says why, and the same command goes on")
-    whole = {"run_seconds": f"{time.perf_counter() - started:.0f}", "peak_mb": f"{peak_mb(usage):.0f}"}
-    return measured(output_dir, {"credit": arm, "seed": str(seed), **whole})
+    return measured(output_dir, {"credit": arm, "seed": str(seed), "peak_mb": f"{peak_mb(usage):.0f}"})
+
+
+def check_finished(output_dir: Path, command: list[str]) -> None:
+    """Raises RuntimeError where a finished run was started by another command than the study's."""
+    ran = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8")).get("command")
+    if ran != command_line("train.py", command[2:]):
+        raise RuntimeError(f"{output_dir} is a run of other settings ({ran}): remove it, or name other --logs")
 
 
 def measured(output_dir: Path, constant: Row) -> list[Row]:
@@ -140,6 +158,7 @@ def measured(output_dir: Path, constant: Row) -> list[Row]:
         for tag in (*EVALUATED.values(), *TRAINED.values())
     }
     outcome = json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))
+    constant = constant | {"run_seconds": f"{outcome['seconds']:.0f}"}  # of all its parts, where it was stopped
     ends = {outcome[at]["iteration"]: outcome[at] for at in ("first", "last")}
     rows = []
     evaluated = sorted(series["eval/pass@1"])
@@ -161,13 +180,29 @@ def peak_mb(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
+@contextmanager
+def stopping(children: list[subprocess.Popen]) -> Iterator[None]:
+    """What ends early within stops the children too, which save themselves first; the pool around it waits for them."""
+    try:
+        yield
+    except BaseException:
+        for process in children:
+            process.terminate()
+        raise
+
+
 def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: int, threads: int) -> None:
-    """Runs what is missing, `workers` at a time. An interruption stops the runs, which save themselves first."""
+    """Runs what is missing, `workers` at a time. An interruption stops the runs, which save themselves first.
+
+    Raises:
+        RuntimeError: runs failed; the others were made all the same.
+    """
     done = set(map(run_of, study.rows()))
     missing = [run for run in runs if run not in done]
     print(f"{study.folder}: {len(missing)} runs, {workers} at a time", flush=True)
+    failed = []
     children: list[subprocess.Popen] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, stopping(children):
         running = {}
         for arm, seed in missing:
             folder = (logs / f"{arm}-{seed}").resolve()
@@ -175,17 +210,21 @@ def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: 
             running[future] = (arm, seed)
         try:
             for number, future in enumerate(as_completed(running), 1):
+                arm, seed = running[future]
+                told = f"{number}/{len(missing)}  {arm}, seed {seed}"
+                if isinstance(error := future.exception(), RuntimeError):
+                    failed.append(str(error))
+                    print(f"{told}: failed", flush=True)
+                    continue
                 rows = future.result()
                 study.add(rows)
-                arm, seed = running[future]
                 first, last = rows[0]["pass@1"], rows[-1]["pass@1"]
-                seconds = rows[-1]["run_seconds"]
-                print(f"{number}/{len(missing)}  {arm}, seed {seed}: {first} -> {last}  {seconds} s", flush=True)
+                print(f"{told}: {first} -> {last}  {rows[-1]['run_seconds']} s", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in children:
-                process.terminate()
             raise
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def run_again(study: Study, runs: Iterable[tuple[str, int]], logs: Path, threads: int) -> int:
@@ -195,7 +234,10 @@ def run_again(study: Study, runs: Iterable[tuple[str, int]], logs: Path, threads
     for arm, seed in runs:
         folder = (logs / f"again-{arm}-{seed}").resolve()
         shutil.rmtree(folder, ignore_errors=True)
-        for row in run_once(study, arm, seed, folder, threads=threads, children=[]):
+        children: list[subprocess.Popen] = []
+        with ThreadPoolExecutor(1) as pool, stopping(children):
+            rows = pool.submit(run_once, study, arm, seed, folder, threads=threads, children=children).result()
+        for row in rows:
             print("  ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)
             before = stand.get((arm, seed, row["iteration"]))
             if before is None:
@@ -220,9 +262,18 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take in these results.csv, and run nothing")
     parser.add_argument("--again", action="store_true", help="run these once more and compare with results.csv")
     args = parser.parse_args()
+    try:
+        run(args, parser)
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     study = Study.load(args.study)
     for path in args.merge:
-        study.add(read_rows(path))
+        rows = read_rows(path)
+        study.check(rows, path)
+        study.add(rows)
     if args.merge:
         return
     arms = args.arms or list(study.arms)
@@ -232,13 +283,10 @@ def main() -> None:
     # every arm still has the same seeds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logs = args.logs or ROOT / "logs" / study.folder.resolve().name
-    try:
-        if args.again:
-            differ = run_again(study, runs, logs, args.threads)
-            sys.exit(f"{differ} numbers differ" if differ else None)
+    if not args.again:
         run_all(study, runs, logs, args.workers, args.threads)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    elif differ := run_again(study, runs, logs, args.threads):
+        sys.exit(f"{differ} numbers differ")
 
 
 if __name__ == "__main__":

@@ -120,8 +120,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, nargs="?", default=HERE / "recipe.yaml")
     parser.add_argument("--device", default="cpu", help="on cuda products are in bfloat16")
     parser.add_argument("--workers", type=int, default=0, help="processes that write traces")
-    parser.add_argument("--output", type=Path, help="instead of the recipe's")
-    parser.add_argument("--save-every", type=int, default=0, help="steps between snapshots <output>-<step>; 0 for none")
+    parser.add_argument("--output", type=Path, help="instead of the recipe's; loss.csv goes there too")
     args = parser.parse_args()
     recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
     output, steps = args.output or ROOT / recipe["output"], recipe["steps"]
@@ -151,16 +150,10 @@ def main() -> None:
         if step % 20 == 0:
             rows.append((step, float(sum(losses[-20:])) / 20))
             print(f"step {step:5d}  loss {rows[-1][1]:.4f}  {(time.time() - started) / step:.2f} s/step", flush=True)
-        if args.save_every and step % args.save_every == 0:
-            save(model, tokenizer, Path(f"{output}-{step}"))
-    save(model, tokenizer, output)
-    with (args.recipe.parent / "loss.csv").open("w", newline="") as file:
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    with ((args.output or args.recipe.parent) / "loss.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "loss"), *rows])
-
-
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 import compare as script
-from rhythm.evaluation.curves import Run, against, arms, last_common, table
+from rhythm.evaluation.curves import Run, arms, last_common, over_problems, over_seeds, table
 from rhythm.evaluation.metrics import student_interval
 
 TAG = "eval/pass@1"
@@ -85,24 +85,38 @@ def test_seeds_are_paired_where_two_are_common(a_run):
     ours = [a_run(f"a{seed}", seed=seed, values=(0.2, 0.4 + seed**2 / 10)) for seed in range(4)]
     theirs = [a_run(f"u{seed}", credit="Uniform", seed=seed, values=(0.2, 0.3 + seed / 10)) for seed in range(1, 4)]
     found = load(*ours, *theirs)
-    seen = against(found["anchor"], found["uniform"], 10)
+    seen = over_seeds(found["anchor"], found["uniform"], 10)
     assert (seen.pairs, seen.unit) == (3, "seeds")
     assert seen.difference == pytest.approx(0.1 + (0 + 2 + 6) / 30)
     assert (seen.low, seen.high) == pytest.approx(student_interval([0.1, 0.3, 0.7]))
-    assert against(found["anchor"], found["uniform"], 0).difference == pytest.approx(0)
+    assert over_seeds(found["anchor"], found["uniform"], 0).difference == pytest.approx(0)
+    assert over_problems(found["anchor"], found["uniform"], 10) is None  # nothing is known of them
 
 
 def test_two_single_runs_are_paired_by_problem(a_run):
     one, other = a_run("a", correct=[4, 2, 0, 4]), a_run("b", credit="Uniform", correct=[2, 2, 0, 0])
     pair = load(one, other).values()
-    seen = against(*pair, 10)
+    assert over_seeds(*pair, 10) is None
+    seen = over_problems(*pair, 10)
     assert (seen.pairs, seen.unit, seen.difference) == (4, "problems", pytest.approx(6 / 32))
     assert "not distinguishable" in str(seen)
-    assert against(*pair, 0) is None  # what is known of each problem is known of the end
+    assert over_problems(*pair, 0) is None  # what is known of each problem is known of the end
     by_kl = arms([Run.load(folder, "eval/kl") for folder in (one, other)])
-    assert against(*by_kl.values(), 10) is None  # ... and is whether it was solved
+    assert over_problems(*by_kl.values(), 10) is None  # ... and is whether it was solved
     apart = load(one, a_run("c", credit="Uniform", correct=[2, 2, 0, 0], task={"count": 4}))
-    assert against(*apart.values(), 10) is None  # other problems
+    assert over_problems(*apart.values(), 10) is None  # other problems
+    fewer = load(one, a_run("d", credit="Uniform", correct=[2, 2, 0]))
+    assert over_problems(*fewer.values(), 10) is None
+
+
+def test_problems_count_by_their_mean_over_the_seeds_that_both_arms_have(a_run):
+    ours = [a_run(f"a{seed}", seed=seed, correct=correct) for seed, correct in enumerate([[8, 0], [0, 4], [8, 8]])]
+    theirs = [a_run(f"u{seed}", credit="Uniform", seed=seed, correct=[0, 0]) for seed in range(2)]
+    found = load(*ours, *theirs)
+    seen = over_problems(found["anchor"], found["uniform"], 10)
+    assert (seen.pairs, seen.difference) == (2, pytest.approx((8 / 16 + 4 / 16) / 2))
+    unknown = load(*ours, theirs[0], a_run("u", credit="Uniform", seed=1))
+    assert over_problems(unknown["anchor"], unknown["uniform"], 10) is None
 
 
 def test_the_same_run_twice(a_run):
@@ -124,6 +138,7 @@ def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
     assert "uniform: 0.4000 [0.4000, 0.4000], 2 seeds" in out
     assert "anchor − uniform: +0.0500 [" in out
     assert "2 seeds: not distinguishable" in out
+    assert "P(anchor > uniform): 0.75 [0.50, 1.00]" in out
     assert len(pd.read_csv(tmp_path / "out" / "compare.csv")) == 5
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
 
@@ -137,7 +152,7 @@ def test_of_several_arms_what_is_told_apart_is_so_after_holm(a_run, tmp_path, mo
         for seed, gain in enumerate(of)
     ]
     found = load(*folders)
-    alone = {name: against(found[name], found["uniform"], 10) for name in ("anchor", "random")}
+    alone = {name: over_seeds(found[name], found["uniform"], 10) for name in ("anchor", "random")}
     assert all(seen.distinguishable for seen in alone.values())
     call(monkeypatch, *folders, "--output", tmp_path / "out")
     out = capsys.readouterr().out
@@ -160,6 +175,27 @@ def test_a_run_whose_metrics_tell_of_no_end_is_compared_all_the_same(a_run, tmp_
     (ours / "metrics.json").write_text('{"iterations": 20}')
     call(monkeypatch, theirs, ours, "--output", tmp_path / "out")
     assert "anchor − uniform: no two seeds in common" in capsys.readouterr().out
+
+
+def evaluated(path, correct, task="three"):
+    path.write_text(json.dumps({"task": {"name": task}, "problems": len(correct), "samples": 8, "correct": correct}))
+    return path
+
+
+def test_what_eval_wrote_is_compared_problem_by_problem(tmp_path, monkeypatch, capsys):
+    base = evaluated(tmp_path / "base.json", [2, 0, 0, 1, 3, 0, 2, 1])
+    better = evaluated(tmp_path / "better.json", [4, 2, 3, 2, 4, 2, 3, 3])
+    call(monkeypatch, base, better)
+    out = capsys.readouterr().out
+    assert f"{base}: 0.1406" in out
+    assert f"{better} − {base}: +0.2188 [" in out
+    assert "p = 0.008, 8 problems" in out  # 2 of 2⁸ signs
+    other = evaluated(tmp_path / "other.json", [2] * 8, task="four")
+    with pytest.raises(SystemExit, match=f"^error: {other} and {base} are of other problems"):
+        call(monkeypatch, base, other)
+    (tmp_path / "old.json").write_text('{"metrics": {}}')
+    with pytest.raises(SystemExit, match=r"^error: .*old\.json was not written by this version of eval\.py: eval"):
+        call(monkeypatch, base, tmp_path / "old.json")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import report, study
+from rhythm.evaluation.comparison import holm
 
 ARMS = ("uniform", "coupled", "shuffled_coupled", "anchor")
 
@@ -19,6 +23,7 @@ def described(folder, **changes):
         "seeds": [0, 1],
         "baseline": "uniform",
         "primary": [["coupled", "uniform"], ["coupled", "shuffled_coupled"]],
+        "secondary": [["anchor", "shuffled_coupled"]],
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content | changes, sort_keys=False))
     return study.Study.load(folder)
@@ -61,6 +66,90 @@ def test_the_study_runs_what_is_missing_and_the_same_again(tmp_path):
     assert again.returncode == 1
     assert again.stderr.strip() == "1 numbers differ"
     assert "grad_norm was 7.0000" in again.stdout
+    ours.results.unlink()  # the folders of finished runs still tell their rows
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    told = [{name: r[name] for name in study.FIELDS if name != "peak_mb"} for r in (*rows, *ours.rows())]
+    assert told[:2] == told[2:]
+
+
+SMOKE = ["debug=smoke", "callbacks.evaluation.problems=4", "checkpoint_every=1"]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other(tmp_path):
+    arms = {"broken": ["group_size=0"], "uniform": ["experiment=uniform"]}
+    ours = described(tmp_path / "tiny", arms=arms, common=[*SMOKE, "iterations=1"], seeds=[0])
+    command = [sys.executable, study.__file__, str(ours.folder), "--logs", str(tmp_path / "logs"), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "1/2  broken, seed 0: failed" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: broken, seed 0: exit code 1; ")
+    assert {r["credit"] for r in ours.rows()} == {"uniform"}
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_where_they_were(tmp_path):
+    common = [*SMOKE, "iterations=30", "eval_every=30", "inspect_every=100"]
+    ours = described(tmp_path / "tiny", arms={"uniform": ["experiment=uniform"]}, common=common, seeds=[0])
+    logs = tmp_path / "logs"
+    command = [sys.executable, study.__file__, str(ours.folder), "--logs", str(logs), "--workers", "1"]
+    for again in ([], ["--again"]):
+        begun = subprocess.Popen([*command, *again])
+        log = logs / ("again-uniform-0.log" if again else "uniform-0.log")
+        deadline = time.monotonic() + 120
+        while not (log.exists() and "iteration 1" in log.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        begun.send_signal(signal.SIGTERM)
+        assert begun.wait(60) == 143
+        if not again:
+            assert "saved; to go on" in log.read_text()
+        alive = subprocess.run(["pgrep", "-f", str(logs)], capture_output=True, text=True).stdout.split()
+        assert not alive
+    assert not ours.rows()
+    subprocess.run(command, check=True)
+    resumed = ours.rows()
+    shutil.rmtree(logs)
+    ours.results.unlink()
+    subprocess.run(command, check=True)
+    for one, other in zip(resumed, ours.rows(), strict=True):
+        assert {k: v for k, v in one.items() if k not in study.OF_THE_MACHINE} == {
+            k: v for k, v in other.items() if k not in study.OF_THE_MACHINE
+        }
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_the_studys(tmp_path):
+    ours = described(tmp_path)
+    folder = tmp_path / "uniform-0"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    (folder / "config.yaml").write_text("command: python train.py experiment=uniform seed=1\n")
+    with pytest.raises(
+        RuntimeError, match=r"uniform-0 is a run of other settings \(python train.py .* seed=1\): remove"
+    ):
+        study.run_once(ours, "uniform", 0, folder, threads=1, children=[])
+
+
+def test_rows_of_an_arm_that_the_study_does_not_name_are_refused(tmp_path):
+    ours = described(tmp_path / "ours")
+    described(tmp_path / "theirs", arms={"steep": []}).add([row("steep", 0, 0, 0.2)])
+    theirs = tmp_path / "theirs" / "results.csv"
+    command = [sys.executable, study.__file__, str(ours.folder), "--merge", str(theirs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1, f"error: {theirs} has rows of steep, which {ours.folder / 'study.yaml'} does not name\n",
+    )  # fmt: skip
+
+
+def test_merged_rows_stand_beside_ours(tmp_path):
+    ours, theirs = described(tmp_path / "ours"), described(tmp_path / "theirs")
+    ours.add([row("uniform", 0, 0, 0.2), row("coupled", 0, 0, 0.3)])
+    theirs.add([row("uniform", 1, 0, 0.4), row("coupled", 0, 0, 0.5)])
+    command = [sys.executable, study.__file__, str(ours.folder), "--merge", str(theirs.results)]
+    subprocess.run(command, check=True)
+    found = [(r["credit"], r["seed"], r["pass@1"]) for r in ours.rows()]
+    assert found == [("uniform", "0", "0.2000"), ("uniform", "1", "0.4000"), ("coupled", "0", "0.5000")]
 
 
 @pytest.fixture
@@ -73,10 +162,9 @@ def planted(tmp_path):
     for arm, gain in gains.items():
         for seed in range(10):
             final = 0.4 + luck[seed] + gain + draw.normal(0, 0.005)
-            trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.2"}
-            ours.add(
-                [row(arm, seed, 0, 0.25), row(arm, seed, 20, 0.3, **trained), row(arm, seed, 40, final, **trained)]
-            )
+            trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.2", "well_formed": "0.9"}
+            rows = [row(arm, seed, 0, 0.25), row(arm, seed, 30, 0.3, **trained)]
+            ours.add([*rows, row(arm, seed, 40, final, **trained | {"grad_norm": "0.3"})])  # 30 at 0.5 and 10 at 0.3
     return report.Results.load(tmp_path)
 
 
@@ -84,32 +172,49 @@ def test_a_planted_gain_is_found_and_an_absent_one_is_not(planted):
     primary = report.contrasts(planted).splitlines()
     assert primary[0].startswith("- `coupled` against `uniform`: +")
     assert float(primary[0].split(": +")[1].split()[0]) == pytest.approx(5, abs=0.6)
-    assert primary[0].endswith("**distinguishable**")
+    assert "p < 0.001, 10 pairs: **distinguishable**." in primary[0]
     assert "`shuffled_coupled`" in primary[1]
-    assert primary[1].endswith("**not distinguishable**")
-    # 0.05 a seed is 5 points; without pairing two such arms differ by √2 of it, and ten of them see 0.996 of that.
-    assert primary[2].startswith("- Power: 10 seeds of `uniform` spread by ")
-    spread, seen = (float(primary[2].split(mark)[1].split()[0]) for mark in ("spread by ", "help each other, "))
-    assert seen == pytest.approx(2**0.5 * spread * 0.996, abs=0.06)
+    assert "**not distinguishable**" in primary[1]
+    # The pairs of ten seeds differ by 0.005·√2, or 0.7 points; ten of them see 0.996 of what that is.
+    spread = planted.compare("coupled", "uniform").spread
+    assert 0.4 < spread < 1.1
+    assert f"With 80% power {0.996 * spread:.1f} points would be found." in primary[0]
+    assert "corrected" not in primary[0]
+    assert primary[2].startswith("- `anchor` against `shuffled_coupled`")
+    assert "corrected p < 0.001" in primary[2]
+    assert primary[3].startswith("- 10 seeds of `uniform` spread by ")
+
+
+def cells_by_arm(results):
+    lines = report.arms_table(results).splitlines()[2:]
+    return {line.split("|")[1].strip(" `"): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
 
 
 def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
-    lines = report.arms_table(planted).splitlines()[2:]
-    cells = {line.split("|")[1].strip(" `"): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+    cells = cells_by_arm(planted)
     assert list(cells) == list(ARMS)
     assert cells["uniform"][3:6] == ["", "", ""]
     assert cells["coupled"][4] == "primary"
-    one, other = (planted.compare(arm, "uniform").p for arm in ("shuffled_coupled", "anchor"))
-    assert one < 0.01 < other
-    assert cells["shuffled_coupled"][4] == f"{2 * one:.3f}"
-    assert cells["anchor"][4] == f"{other:.3f}"
-    assert float(cells["coupled"][5]) > float(cells["anchor"][5])
-    assert cells["anchor"][6:] == ["0.500", "1.200"]
+    pairs = [("shuffled_coupled", "uniform"), ("anchor", "uniform"), ("anchor", "shuffled_coupled")]
+    assert list(planted.family) == pairs
+    alone = [planted.compare(*pair).p for pair in pairs]
+    assert max(alone[0], alone[2]) < 0.01 < alone[1]
+    assert cells["anchor"][4] == f"{alone[1]:.3f}"  # the largest of the family
+    assert [each.p for each in planted.family.values()] == pytest.approx(holm(alone))
+    assert float(cells["coupled"][5].split()[0]) > float(cells["anchor"][5].split()[0])
+    assert cells["anchor"][6:] == ["90.0", "0.450", "1.200"]
+
+
+def test_what_is_shown_changes_no_p(planted):
+    some = report.Results.load(planted.folder, ["uniform", "anchor"])
+    assert list(cells_by_arm(some)) == ["uniform", "anchor"]
+    assert cells_by_arm(some)["anchor"] == cells_by_arm(planted)["anchor"]
+    assert "shuffled" not in report.contrasts(some)
 
 
 def test_an_arm_may_be_called_like_a_number(tmp_path):
-    ours = described(tmp_path, arms={"1e-3": [], "2e-3": []}, baseline="2e-3", primary=[])
-    trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0"}
+    ours = described(tmp_path, arms={"1e-3": [], "2e-3": []}, baseline="2e-3")
+    trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0", "well_formed": "1.0"}
     for arm, seed in [("1e-3", 0), ("1e-3", 1), ("2e-3", 0), ("2e-3", 1)]:
         ours.add([row(arm, seed, 20, 0.3 + 0.01 * seed, **trained)])
     assert report.Results.load(tmp_path).arms == ["1e-3", "2e-3"]
@@ -120,6 +225,27 @@ def test_a_study_without_a_baseline_is_not_reported(planted):
     (planted.folder / "study.yaml").write_text(yaml.safe_dump({"arms": named["arms"], "seeds": [0]}))
     with pytest.raises(ValueError, match="names no baseline"):
         report.Results.load(planted.folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no rows yet: python experiments/study.py"),
+        ([("uniform", 0, 20)], "no arm has two seeds in common with uniform yet"),
+        ([("coupled", 0, 20), ("coupled", 1, 20)], "no arm has two seeds in common with uniform yet"),
+        ([(arm, seed, 20) for arm, seed in zip(ARMS * 2, range(8), strict=True)], "no arm has two seeds in common"),
+        ([("uniform", 0, 20), ("uniform", 1, 10)], "uniform, seed 1 ends at iteration 10, others at 20: run it again"),
+    ],
+)
+def test_what_cannot_be_compared_yet_is_one_line(tmp_path, rows, message):
+    ours = described(tmp_path)
+    ours.results.touch()
+    for arm, seed, iteration in rows:
+        ours.add([row(arm, seed, iteration, 0.2)])
+    command = [sys.executable, report.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
 
 
 def test_the_figures_are_drawn_small(planted):
@@ -136,5 +262,6 @@ def test_every_arm_of_a_study_composes(path):
         for overrides in ours.arms.values():
             assert "credit" in compose("train", [*ours.common, *overrides])
     content = yaml.safe_load(path.read_text())
-    assert {arm for pair in content.get("primary", []) for arm in pair} <= set(ours.arms)
+    contrasts = content.get("primary", []) + content.get("secondary", [])
+    assert {arm for pair in contrasts for arm in pair} <= set(ours.arms)
     assert content.get("baseline", next(iter(ours.arms))) in ours.arms

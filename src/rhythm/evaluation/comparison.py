@@ -1,8 +1,8 @@
-"""Is one policy better than another? Comparisons of runs that met the same problems, or start from the same seeds.
+"""Is one policy better than another? Comparisons of runs that start from the same seeds, or met the same problems.
 
-Scores stand in pairs: `ours` and `theirs` are arrays [pairs] or [strata, pairs] whose entries belong together. Two arms
-of a study are pairs of seeds, two runs pairs of problems, and several seeds of two runs a stratum of problems each.
-Probability of improvement and interquartile mean are those of Agarwal et al. 2021, arXiv:2108.13264.
+Scores stand in pairs: `ours` and `theirs` are arrays [pairs] whose entries belong together, those of a seed or of a
+problem. Seeds tell how sure it is that other runs would do so too, problems how sure that these runs would do so on
+other problems. Probability of improvement and interquartile mean are those of Agarwal et al. 2021, arXiv:2108.13264.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rhythm.evaluation.metrics import bootstrap_interval, student_interval
 from rhythm.seeding import derive_seed
 
 RESAMPLES = 10_000
+ROUNDING = 1e-12  # differences closer than this are equal
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Comparison:
     """Ours against theirs."""
 
     difference: float  # of the means, ours − theirs
-    low: float  # 95% interval of it, by bootstrap over pairs within strata or by Student's t
+    low: float  # 95% interval of it, by bootstrap over pairs or by Student's t; NaN where all pairs differ alike
     high: float
     p: float  # two-sided, of no difference at all, by flipping the signs of pairs or by Student's paired t
-    improvement: float  # P(ours > theirs) of a pair drawn at random, ties counted half
+    spread: float  # standard deviation of the pairs' differences
     pairs: int
     unit: str = "pairs"  # what they are of
 
@@ -36,41 +37,47 @@ class Comparison:
     def distinguishable(self) -> bool:
         return self.p < 0.05
 
+    @property
+    def level(self) -> str:
+        """What p is, or is below."""
+        return "< 0.001" if self.p < 0.001 else f"= {self.p:.3f}"
+
     def __str__(self) -> str:
-        p = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
-        told = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}], {p}, {self.pairs} {self.unit}"
+        bounds = f"[{self.low:+.4f}, {self.high:+.4f}]"
+        told = f"{self.difference:+.4f} {bounds}, p {self.level}, {self.pairs} {self.unit}"
         return told if self.distinguishable else f"{told}: not distinguishable"
 
 
 def compare(
     ours: ArrayLike, theirs: ArrayLike, *, student: bool = False, unit: str = "pairs", seed: int = 0
 ) -> Comparison:
-    """The difference of paired scores, how sure it is, and how often it goes our way.
+    """The difference of paired scores, and how sure it is.
 
     Args:
-        student: interval and p are Student's, over all pairs together: for a few seeds, of which a bootstrap is too
-            sure, and whose signs cannot give a p below 2/2ⁿ.
+        student: interval and p are Student's: for a few seeds, of which a bootstrap is too sure, and whose signs cannot
+            give a p below 2/2ⁿ.
         unit: what the pairs are of.
     Raises:
         ValueError: the shapes differ, or there are fewer than two pairs.
     """
-    ours, theirs = np.atleast_2d(np.asarray(ours, float)), np.atleast_2d(np.asarray(theirs, float))
-    if ours.shape != theirs.shape:
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    if ours.ndim != 1 or ours.shape != theirs.shape:
         raise ValueError(f"scores of {ours.shape} and {theirs.shape} are no pairs: compare the same problems and seeds")
-    if ours.shape[1] < 2:
+    if len(ours) < 2:
         raise ValueError("one pair says nothing about the spread: compare at least two problems or seeds")
     differences = ours - theirs
-    low, high = student_interval(differences.ravel()) if student else bootstrap_interval(differences, seed=seed)
-    improvement = np.mean([probability_of_improvement(*pair) for pair in zip(ours, theirs, strict=True)])
-    p = student_p(differences.ravel()) if student else sign_flip_p(differences.ravel(), seed=seed)
-    return Comparison(float(differences.mean()), low, high, p, float(improvement), differences.size, unit)
+    low, high = student_interval(differences) if student else bootstrap_interval(differences, seed=seed)
+    if student and _constant(differences) and differences.any():
+        low = high = float("nan")  # t knows no spread of zero: two pairs that differ alike are a coincidence
+    p = student_p(differences) if student else sign_flip_p(differences, seed=seed)
+    return Comparison(float(differences.mean()), low, high, p, float(differences.std(ddof=1)), len(differences), unit)
 
 
 def student_p(differences: NDArray) -> float:
-    """Two-sided p of the paired t test on differences [n]."""
-    if np.ptp(differences) == 0:  # no spread: certain, or nothing
-        return float(not differences.any())
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    """Two-sided p of the paired t test on differences [n]: 1 where all are 0, NaN where all are alike otherwise."""
+    if not differences.any():
+        return 1.0
+    return float("nan") if _constant(differences) else float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def sign_flip_p(differences: NDArray, seed: int = 0) -> float:
@@ -89,19 +96,38 @@ def sign_flip_p(differences: NDArray, seed: int = 0) -> float:
     return float(test.pvalue)
 
 
-def probability_of_improvement(ours: NDArray, theirs: NDArray) -> float:
-    """P(X > Y) + P(X = Y)/2 for X and Y drawn from ours [n] and theirs [m]."""
-    return float(stats.mannwhitneyu(ours, theirs).statistic / (len(ours) * len(theirs)))
+def probability_of_improvement(ours: NDArray, theirs: NDArray) -> NDArray:
+    """P(X > Y) + P(X = Y)/2 for X and Y drawn from ours [..., n] and theirs [..., m], each for itself: [...]."""
+    gaps = ours[..., :, None] - theirs[..., None, :]
+    return ((gaps > 0) + 0.5 * (gaps == 0)).mean((-2, -1))
+
+
+def improvement_interval(ours: ArrayLike, theirs: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of P(ours > theirs), by resampling the runs of each arm, [n] and [m], for itself."""
+    draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    arms = (np.asarray(ours, float), np.asarray(theirs, float))
+    resampled = (arm[draw.integers(len(arm), size=(RESAMPLES, len(arm)))] for arm in arms)
+    low, high = np.quantile(probability_of_improvement(*resampled), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def interquartile_mean(values: ArrayLike) -> float:
-    """The mean of the middle half of [n]."""
+    """The mean of [n] without a quarter of them, rounded down, at each end."""
     return float(stats.trim_mean(np.asarray(values, float), 0.25))
 
 
+def interquartile_interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the interquartile mean of [n], by bootstrap."""
+    draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    values = np.asarray(values, float)
+    resampled = values[draw.integers(len(values), size=(RESAMPLES, len(values)))]
+    low, high = np.quantile(stats.trim_mean(resampled, 0.25, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, adjusted by Holm's step-down procedure."""
-    order = np.argsort(p)
+    """p-values of a family of tests, adjusted by Holm's step-down procedure; NaN stays and counts."""
+    order = np.argsort(p)  # NaN last
     scaled = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
@@ -128,3 +154,7 @@ def smallest_difference(spread: float, pairs: int, power: float = 0.8, level: fl
         return stats.nct.sf(critical, freedom, noncentrality) + wrong_side - power
 
     return float(optimize.brentq(missing, 0.0, 30.0) * spread / np.sqrt(pairs))
+
+
+def _constant(differences: NDArray) -> bool:
+    return bool(np.ptp(differences) < ROUNDING)

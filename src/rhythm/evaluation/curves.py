@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -101,21 +102,29 @@ def table(found: dict[str, list[Run]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def against(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Comparison | None:
-    """Two arms at an iteration that all of them have, compared in pairs; None where nothing pairs.
+def over_seeds(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Comparison | None:
+    """Two arms at an iteration that all of them have, in pairs of runs; None where no two seeds are common."""
+    pairs = [(one.curve[iteration], other.curve[iteration]) for one, other in _common(ours, theirs)]
+    return compare(*zip(*pairs, strict=True), student=True, unit="seeds") if len(pairs) >= 2 else None
 
-    Pairs are seeds where two are common or more, and held-out problems where each arm has one run that ended there on
-    the same ones.
+
+def over_problems(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Comparison | None:
+    """Two arms that ended at an iteration on the same held-out problems, in pairs of those; None where they did not.
+
+    A problem counts by its mean over the seeds that both arms have, or over one run of each.
     """
-    by_seed = [{run.seed: run.curve[iteration] for run in group} for group in (ours, theirs)]
-    common = sorted(by_seed[0].keys() & by_seed[1].keys())
-    if len(common) >= 2:
-        return compare(*([scores[seed] for seed in common] for scores in by_seed), student=True, unit="seeds")
-    one, other = (group[0].solved.get(iteration) for group in (ours, theirs))
-    same = _task(ours[0]) == _task(theirs[0]) and one and other and len(one) == len(other)
-    if len(ours) == len(theirs) == 1 and same:
-        return compare(one, other, unit="problems")
-    return None
+    pairs = _common(ours, theirs) or [(ours[0], theirs[0])] * (len(ours) == len(theirs) == 1)
+    solved = [[run.solved.get(iteration, []) for run in arm] for arm in zip(*pairs, strict=True)]
+    counts = {len(of) for arm in solved for of in arm}
+    if len(counts) != 1 or counts <= {0, 1} or _task(ours[0]) != _task(theirs[0]):
+        return None
+    return compare(*(np.mean(arm, 0) for arm in solved), unit="problems")
+
+
+def _common(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """The runs of the seeds that both arms have."""
+    by_seed = {run.seed: run for run in theirs}
+    return [(run, by_seed[run.seed]) for run in ours if run.seed in by_seed]
 
 
 def draw(rows: pd.DataFrame, label: str) -> Figure:

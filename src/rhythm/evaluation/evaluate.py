@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The metrics with 95% intervals and sizes, as it stands in metrics.json and eval.json.
 
-        `correct` counts the right samples of each problem, so that two evaluations can be compared problem by problem.
+        `correct` counts the right samples of each problem, so that evaluations can be compared problem by problem.
         """
         intervals = {f"eval/pass@{k}": list(self.pass_at(k).interval()) for k in self.ks}
         problems, samples = self.correct.shape
@@ -135,3 +137,18 @@ def kl_to_reference(policy: Policy, rollout: Rollout, temperature: float, micro_
         ref_logps, _ = score(policy.model, rollout, **settings)
     mask = rollout.completion_mask
     return torch.stack([kl_estimate(logps, ref_logps, mask, "k3").double().sum(), mask.double().sum()])
+
+
+def read_solved(path: Path) -> tuple[dict[str, Any], list[float]]:
+    """Of a file that eval.py wrote, which problems were asked, as settings, and the share of right samples of each.
+
+    Raises:
+        ValueError: it is no such file.
+        OSError: it cannot be read.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        asked = {"task": told["task"], "problems": told["problems"]}
+        return asked, [count / told["samples"] for count in told["correct"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by this version of eval.py: evaluate again") from error

@@ -33,11 +33,10 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 def bootstrap_interval(
     values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [n], or [strata, n], by resampling within each stratum."""
+    """Percentile interval of the mean of `values` [n]."""
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    strata = np.atleast_2d(np.asarray(values, float))
-    n = strata.shape[1]
-    means = np.mean([stratum[draw.integers(n, size=(resamples, n))].mean(1) for stratum in strata], 0)
+    values = np.asarray(values, float)
+    means = values[draw.integers(len(values), size=(resamples, len(values)))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
