@@ -49,14 +49,18 @@ class Results:
     rows: pd.DataFrame
 
     @classmethod
-    def load(cls, folder: Path, only: list[str] | None = None) -> Results:
-        """ValueError where there is nothing to compare; `only` some arms are shown, where others are not complete."""
+    def load(cls, folder: Path, only: list[str] | None = None, at: int | None = None) -> Results:
+        """What was measured after iteration `at`, None for the last; `only` some arms are shown.
+
+        Raises:
+            ValueError: there is nothing to compare.
+        """
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
         if "baseline" not in described:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
         if unknown := set(only or []) - set(described["arms"]):
             raise ValueError(f"--arms {' '.join(sorted(unknown))}: {folder / 'study.yaml'} names no such arm")
-        rows = _rows(folder)
+        rows = _rows(folder, at)
         seeds = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
         baseline = described["baseline"]
         common = seeds.get(baseline, set())
@@ -99,8 +103,8 @@ class Results:
         return [pair for pair in contrasts if set(pair) <= set(self.shown)]
 
 
-def _rows(folder: Path) -> pd.DataFrame:
-    """results.csv. ValueError where it has no rows, or runs of different lengths."""
+def _rows(folder: Path, at: int | None) -> pd.DataFrame:
+    """results.csv up to an iteration. ValueError where it has no rows, or runs of different lengths."""
     path = folder / "results.csv"
     try:
         rows = pd.read_csv(path, dtype={"credit": str})  # an arm may be called 1e-3
@@ -108,6 +112,10 @@ def _rows(folder: Path) -> pd.DataFrame:
         rows = pd.DataFrame()
     if rows.empty:
         raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
+    if at is not None:
+        if at not in set(rows.iteration):
+            raise ValueError(f"--at {at}: {path} has iterations {', '.join(map(str, sorted(set(rows.iteration))))}")
+        rows = rows[rows.iteration <= at]
     ends = rows.groupby(["credit", "seed"]).iteration.max()
     if ends.nunique() > 1:
         (arm, seed), end = ends.idxmin(), ends.min()
@@ -213,15 +221,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a study.yaml with its results.csv")
     parser.add_argument("--arms", nargs="+", help="show these alone; p is corrected over all")
+    parser.add_argument("--at", type=int, help="tell of this iteration instead of the last, and draw nothing")
     args = parser.parse_args()
     folder = args.study
     try:
-        results = Results.load(folder, args.arms)
+        results = Results.load(folder, args.arms, args.at)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(arms_table(results), contrasts(results), sep="\n\n")
-    draw_curves(results, folder / "curves.png")
-    draw_forest(results, folder / "forest.png")
+    if args.at is None:
+        draw_curves(results, folder / "curves.png")
+        draw_forest(results, folder / "forest.png")
 
 
 if __name__ == "__main__":

@@ -205,6 +205,14 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     assert cells["anchor"][6:] == ["90.0", "0.450", "1.200"]
 
 
+def test_an_earlier_iteration_is_told_of_when_asked(planted):
+    early = report.Results.load(planted.folder, at=30)
+    assert early.final("coupled").tolist() == [0.3] * 10
+    assert early.trained_mean("coupled", "grad_norm") == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"--at 7: .*results\.csv has iterations 0, 30, 40"):
+        report.Results.load(planted.folder, at=7)
+
+
 def test_what_is_shown_changes_no_p(planted):
     some = report.Results.load(planted.folder, ["uniform", "anchor"])
     assert list(cells_by_arm(some)) == ["uniform", "anchor"]
