@@ -203,7 +203,7 @@ def test_settings_that_make_no_sense(bases, settings, words, monkeypatch):
 def test_four_bits_are_nf4_on_the_device_of_each_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'rhythm-rl\[quantization\]'"):
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install -e '.\[quantization\]'"):
         quantized_loading("4bit", torch.bfloat16)
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(__spec__=SimpleNamespace()))
     monkeypatch.setenv("LOCAL_RANK", "3")

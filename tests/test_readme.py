@@ -39,3 +39,13 @@ def test_the_strategy_of_the_readme_amplifies_what_it_says(example):
     for row in range(3, 5):
         fai = signals.fai[row, mask[row]]
         torch.testing.assert_close(credit[row, mask[row]], torch.where(fai > fai.nanmean(), 1.5, 1.0))
+
+
+def test_the_signals_of_the_readme_are_read():
+    block = re.search(r"```python\n(import torch\nfrom rhythm import Policy.*?)```", README, re.DOTALL)[1]
+    found = {}
+    exec(block, found)
+    signals, mask = found["signals"], found["completion_mask"]
+    assert signals.fai.shape == mask.shape
+    assert signals.waad.isnan().equal(~mask)
+    assert signals.fai[mask].isfinite().sum() == mask.sum() - 2  # nothing looks back at the last two from two away

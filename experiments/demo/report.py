@@ -30,12 +30,15 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
-    """Held-out pass@1 and pass@8 by iteration, a line for each seed."""
+    """Held-out pass@1, its 95% intervals at both ends, and pass@8 by iteration, a line for each seed."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharex=True, layout="constrained")
-    for axis, name in zip(axes, ("pass@1", "pass@8"), strict=True):
-        for colour, (seed, mine) in zip(COLOURS, rows.groupby("seed"), strict=False):
+    for axis, name, limits in zip(axes, ("pass@1", "pass@8"), ((0, 0.5), (0.5, 1)), strict=True):
+        for i, (colour, (seed, mine)) in enumerate(zip(COLOURS, rows.groupby("seed"), strict=False)):
             axis.plot(mine.iteration, mine[name], "o-", markersize=3.5, color=colour, label=f"seed {seed}")
-        axis.set(xlabel="iteration", title=f"held-out {name}", ylim=(0, 1))
+            if name == "pass@1":
+                ends = mine.dropna(subset=["low", "high"])
+                axis.vlines(ends.iteration + i - 1, ends.low, ends.high, color=colour, linewidth=1, alpha=0.6)
+        axis.set(xlabel="iteration", title=f"held-out {name}", ylim=limits)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, loc="upper left")

@@ -141,7 +141,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         lengths = [int(row["length"]) for row in mine]
         time.plot(lengths, [float(row["seconds"]) for row in mine], "o-", color=COLOURS[way], label=way, markersize=4)
         if way != "plain":
-            extra = [max(float(row["extra_mb"]), 0.1) for row in mine]
+            extra = [mb if (mb := float(row["extra_mb"])) > 0 else float("nan") for row in mine]  # the axis has no 0
             memory.plot(lengths, extra, "o-", color=COLOURS[way], label=way, markersize=4)
     time.set(title="a pass", ylabel="seconds")
     memory.set(title="peak memory beyond the plain pass", ylabel="MB")

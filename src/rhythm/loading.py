@@ -100,7 +100,7 @@ def quantized_loading(name: str, dtype: torch.dtype) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise ValueError("policy.quantization=4bit needs a CUDA device, and there is none here; leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("policy.quantization=4bit needs bitsandbytes: pip install 'rhythm-rl[quantization]'")
+        raise ValueError("policy.quantization=4bit needs bitsandbytes: pip install -e '.[quantization]'")
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

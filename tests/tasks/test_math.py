@@ -198,5 +198,5 @@ def test_a_batch_is_scored_in_order(task):
 
 def test_without_math_verify_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(math_task, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'rhythm-rl\[math\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[math\]'"):
         Math(train=UNREAD, test=UNREAD)

@@ -140,7 +140,7 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
         if seeds > 1:
             axes.fill_between(whole.iteration, whole.low, whole.high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="iteration", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     bands = "; bands: 95% over seeds, Student's t" if rows.n.max() > 1 else ""

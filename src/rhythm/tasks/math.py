@@ -43,7 +43,7 @@ class Math(DatasetTask):
     ):
         super().__init__(train=train, test=test, template=template, answer_pattern=answer_pattern)
         if find_spec("math_verify") is None:
-            raise ValueError("this task compares answers by math-verify: pip install 'rhythm-rl[math]'")
+            raise ValueError("this task compares answers by math-verify: pip install -e '.[math]'")
         self._equal = RewardFunction("rhythm.tasks.math_child.equal", seconds=seconds)
 
     def read(self, row: Row) -> Row | None:

@@ -121,7 +121,7 @@ class ReasoningGym(Task):
 def check_scorer(name: str) -> None:
     """Raises ValueError where there is no such task, or where its scorer evaluates the answer as an expression."""
     if find_spec("reasoning_gym") is None:
-        raise ValueError("this task is made by reasoning-gym: pip install 'rhythm-rl[gym]'")
+        raise ValueError("this task is made by reasoning-gym: pip install -e '.[gym]'")
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
