@@ -40,8 +40,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(), help="folder of the two files")
     given = parser.parse_args()
     try:
-        if any(path.is_file() for path in given.runs):
-            compare_evaluations(given.runs)
+        files = [path for path in given.runs if path.is_file()]
+        if files and len(files) < len(given.runs):
+            raise ValueError(f"{files[0]} is a file and others are not: compare run folders, or files of eval.py")
+        if files:
+            compare_evaluations(files)
         else:
             compare_runs(given.runs, given.metric, given.output)
     except (OSError, ValueError) as error:
@@ -51,9 +54,11 @@ def main() -> None:
 def compare_evaluations(files: Sequence[Path]) -> None:
     """Every file against the first, in pairs of problems."""
     (first, base), *others = [(path, read_solved(path)) for path in files]
-    for path, (problems, _) in others:
-        if problems != base[0]:
-            raise ValueError(f"{path} and {first} are of other problems: evaluate both with the same task and problems")
+    if not others:
+        raise ValueError(f"{first} is one evaluation: name another to compare it with")
+    for path, (asked, _) in others:
+        if differing := [name for name, value in base[0].items() if asked[name] != value]:
+            raise ValueError(f"{path} and {first} differ in {', '.join(differing)}: evaluate both alike")
     print(f"{first}: {sum(base[1]) / len(base[1]):.4f}")
     tell({f"{path} − {first}": compare(solved, base[1], unit="problems") for path, (_, solved) in others})
 
@@ -79,7 +84,8 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
     for name in (name for name in others if seeds[name]):
         both = [[run.curve[iteration] for run in found[arm]] for arm in (name, first)]
         chance = probability_of_improvement(*map(np.array, both))
-        print(f"P({name} > {first}): {chance:.2f} [{{:.2f}}, {{:.2f}}]".format(*improvement_interval(*both)))
+        low, high = improvement_interval(*both)
+        print(f"P({name} > {first}): {chance:.2f} [{low:.2f}, {high:.2f}]")
     tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
         if not seeds[name] and not problems[name]:

@@ -43,6 +43,7 @@ def evaluate_adapter(cfg: DictConfig) -> float:
         seed=cfg.seed,
     )
     summary = {"policy": policy.path, "adapter": str(adapter) if adapter else None}
+    summary |= {name: cfg[name] for name in ("seed", "temperature", "max_completion_tokens", "prompts_at_once")}
     summary |= {"task": OmegaConf.to_container(cfg.task, resolve=True), **measured.summary()}
     output.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     for tag, value in summary["metrics"].items():

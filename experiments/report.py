@@ -3,7 +3,8 @@
 Beside its arms a study.yaml names the `baseline` that every arm is compared with and, where it has some, contrasts of
 two arms that were fixed before the first run, `primary`, each tested alone, and `secondary`. These and all arms against
 the baseline are one family, whose p-values are corrected by Holm's procedure. Prints Markdown; draws curves.png and
-forest.png there. Intervals are 95%: Student's over seeds, of P(better) and of the interquartile mean by bootstrap.
+forest.png there. Intervals are 95% and of each number alone: Student's over seeds, of P(better) and of the
+interquartile mean by bootstrap.
 """
 
 from __future__ import annotations
@@ -58,8 +59,12 @@ class Results:
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
         if "baseline" not in described:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
-        if unknown := set(only or []) - set(described["arms"]):
-            raise ValueError(f"--arms {' '.join(sorted(unknown))}: {folder / 'study.yaml'} names no such arm")
+        pairs = {kind: [tuple(pair) for pair in described.get(kind, [])] for kind in ("primary", "secondary")}
+        named = {"--arms": only or [], "baseline": [described["baseline"]]}
+        named |= {kind: [arm for pair in of for arm in pair] for kind, of in pairs.items()}
+        for where, those in named.items():
+            if unknown := sorted(set(those) - set(described["arms"])):
+                raise ValueError(f"{where} {' '.join(unknown)}: {folder / 'study.yaml'} has no such arm")
         rows = _rows(folder, at)
         seeds = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
         baseline = described["baseline"]
@@ -67,10 +72,10 @@ class Results:
         arms = [arm for arm in described["arms"] if len(seeds.get(arm, set()) & common) >= 2]
         if len(arms) < 2:
             raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {baseline} yet")
-        shown = [arm for arm in only or arms if arm in arms]
-        contrasts = ([tuple(pair) for pair in described.get(kind, [])] for kind in ("primary", "secondary"))
-        primary, secondary = ([pair for pair in of if set(pair) <= set(arms)] for of in contrasts)
-        return cls(folder, arms, shown, baseline, primary, secondary, rows)
+        if early := [arm for arm in only or [] if arm not in arms]:
+            raise ValueError(f"--arms {' '.join(early)}: fewer than two seeds in common with {baseline} yet")
+        primary, secondary = ([pair for pair in of if set(pair) <= set(arms)] for of in pairs.values())
+        return cls(folder, arms, only or arms, baseline, primary, secondary, rows)
 
     def of(self, arm: str) -> pd.DataFrame:
         return self.rows[self.rows.credit == arm]
@@ -93,10 +98,12 @@ class Results:
     @cached_property
     def family(self) -> dict[Contrast, Comparison]:
         """Every contrast that is not primary, with p by Holm over all of them, shown or not."""
-        known = set(self.primary) | {pair[::-1] for pair in self.primary}
-        pairs = [(arm, self.baseline) for arm in self.arms if arm != self.baseline]
-        pairs += [pair for pair in self.secondary if pair not in pairs]
-        pairs = [pair for pair in pairs if pair not in known]
+        known = set(map(frozenset, self.primary))
+        pairs = []
+        for pair in [*((arm, self.baseline) for arm in self.arms if arm != self.baseline), *self.secondary]:
+            if frozenset(pair) not in known:
+                known.add(frozenset(pair))
+                pairs.append(pair)
         return dict(zip(pairs, corrected([self.compare(*pair) for pair in pairs]), strict=True))
 
     def to_show(self, contrasts: Any) -> list[Contrast]:
@@ -112,14 +119,17 @@ def _rows(folder: Path, at: int | None) -> pd.DataFrame:
         rows = pd.DataFrame()
     if rows.empty:
         raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
+    if missing := {"credit", "seed", "iteration", "pass@1", "well_formed"} - set(rows.columns):
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: study.py writes them")
     if at is not None:
-        if at not in set(rows.iteration):
-            raise ValueError(f"--at {at}: {path} has iterations {', '.join(map(str, sorted(set(rows.iteration))))}")
+        later = sorted(set(rows.iteration))[1:]  # before the first nothing was trained
+        if at not in later:
+            raise ValueError(f"--at {at}: use one of {', '.join(map(str, later))}, iterations of {path}")
         rows = rows[rows.iteration <= at]
     ends = rows.groupby(["credit", "seed"]).iteration.max()
     if ends.nunique() > 1:
         (arm, seed), end = ends.idxmin(), ends.min()
-        raise ValueError(f"{path}: {arm}, seed {seed} ends at iteration {end}, others at {ends.max()}: run it again")
+        raise ValueError(f"{path}: {arm}, seed {seed} ends at iteration {end}, others at {ends.max()}")
     return rows
 
 
@@ -128,9 +138,10 @@ def arms_table(results: Results) -> str:
     columns = ["arm", "seeds", "pass@1, %", "interquartile mean", f"against {results.baseline}, points", "corrected p"]
     columns += ["P(better)", "well-formed, %", "gradient norm", "entropy-weighted credit"]
     lines = [columns, ["---"] * len(columns)]
-    base = results.final(results.baseline)
+    base = results.final(results.baseline).to_numpy()
     for arm in results.shown:
-        scores = results.final(arm) * 100
+        raw = results.final(arm).to_numpy()
+        scores = raw * 100
         cells = [f"`{arm}`", str(len(scores)), f"{scores.mean():.1f} {interval(student_interval(scores))}"]
         cells += [f"{interquartile_mean(scores):.1f} {interval(interquartile_interval(scores))}"]
         if arm == results.baseline:
@@ -139,9 +150,9 @@ def arms_table(results: Results) -> str:
             seen = results.family.get((arm, results.baseline))
             p = seen.level.removeprefix("= ") if seen else "primary"
             seen = seen or results.compare(arm, results.baseline)
-            chance = float(probability_of_improvement(scores.to_numpy() / 100, base.to_numpy()))
+            chance = float(probability_of_improvement(raw, base))
             cells += [f"{seen.difference:+.1f} {interval((seen.low, seen.high), '+.1f')}", p]
-            cells += [f"{chance:.2f} {interval(improvement_interval(scores / 100, base), '.2f')}"]
+            cells += [f"{chance:.2f} {interval(improvement_interval(raw, base), '.2f')}"]
         cells += [f"{100 * results.final(arm, 'well_formed').mean():.1f}"]
         cells += [f"{results.trained_mean(arm, name):.3f}" for name in ("grad_norm", "credit_entropy_weighted")]
         lines.append(cells)
@@ -154,18 +165,20 @@ def interval(bounds: tuple[float, float], form: str = ".1f") -> str:
 
 def contrasts(results: Results) -> str:
     """Markdown: the contrasts of two arms one by one, and what each was able to see."""
-    lines = [line(results.compare(*pair), *pair, "p") for pair in results.to_show(results.primary)]
+    lines = [line(results.compare(*pair), *pair) for pair in results.to_show(results.primary)]
     others = [pair for pair in results.to_show(results.family) if pair in results.secondary]
-    lines += [line(results.family[pair], *pair, "corrected p") for pair in others]
+    lines += [line(results.family[pair], *pair, family=len(results.family)) for pair in others]
     spread = results.final(results.baseline).std(ddof=1) * 100
     seeds = len(results.final(results.baseline))
     lines.append(f"- {seeds} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation).")
     return "\n".join(lines)
 
 
-def line(seen: Comparison, ours: str, theirs: str, p: str) -> str:
+def line(seen: Comparison, ours: str, theirs: str, family: int = 1) -> str:
+    """One contrast; of a family its p is corrected, its interval is of it alone, and its power is Bonferroni's."""
     verdict = "distinguishable" if seen.distinguishable else "not distinguishable"
-    found = smallest_difference(seen.spread, seen.pairs)
+    found = smallest_difference(seen.spread, seen.pairs, level=0.05 / family)
+    p = "corrected p" if family > 1 else "p"
     return (
         f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points {interval((seen.low, seen.high), '+.1f')}, "
         f"{p} {seen.level}, {seen.pairs} pairs: **{verdict}**. With 80% power {found:.1f} points would be found."
@@ -226,8 +239,8 @@ def main() -> None:
     folder = args.study
     try:
         results = Results.load(folder, args.arms, args.at)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(" ".join(str(error).split()))
     print(arms_table(results), contrasts(results), sep="\n\n")
     if args.at is None:
         draw_curves(results, folder / "curves.png")

@@ -103,8 +103,12 @@ class Study:
 
 
 def read_rows(path: Path) -> list[Row]:
+    """Raises RuntimeError where the file is no results.csv."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if missing := {"credit", "seed", "iteration"} - set(reader.fieldnames or FIELDS):
+            raise RuntimeError(f"{path} has no column {', '.join(sorted(missing))}: it is no results.csv of a study")
+        return list(reader)
 
 
 def run_of(row: Row) -> tuple[str, int]:
@@ -118,10 +122,10 @@ def run_once(
 
     The process is put among the children while it runs, so that the caller can stop it.
     """
-    command = study.command(arm, seed, output_dir)
+    command, constant = study.command(arm, seed, output_dir), {"credit": arm, "seed": str(seed)}
     if (output_dir / "metrics.json").exists():
         check_finished(output_dir, command)
-        return measured(output_dir, {"credit": arm, "seed": str(seed)})
+        return measured(output_dir, constant)
     if not (output_dir / "checkpoints" / "last.ckpt").exists():
         shutil.rmtree(output_dir, ignore_errors=True)  # stopped before its first checkpoint
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -140,17 +144,26 @@ def run_once(
     if status:
         code = os.waitstatus_to_exitcode(status)
         raise RuntimeError(f"{arm}, seed {seed}: exit code {code}; {log} says why, and the same command goes on")
-    return measured(output_dir, {"credit": arm, "seed": str(seed), "peak_mb": f"{peak_mb(usage):.0f}"})
+    return measured(output_dir, constant | {"peak_mb": f"{peak_mb(usage):.0f}"})
 
 
 def check_finished(output_dir: Path, command: list[str]) -> None:
     """Raises RuntimeError where a finished run was started by another command than the study's."""
-    ran = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8")).get("command")
+    config = output_dir / "config.yaml"
+    ran = yaml.safe_load(config.read_text(encoding="utf-8")).get("command") if config.exists() else None
     if ran != command_line("train.py", command[2:]):
         raise RuntimeError(f"{output_dir} is a run of other settings ({ran}): remove it, or name other --logs")
 
 
 def measured(output_dir: Path, constant: Row) -> list[Row]:
+    """The rows of a finished run. Raises RuntimeError where they cannot be read, such as pass@8 of fewer samples."""
+    try:
+        return evaluations(output_dir, constant)
+    except (KeyError, OSError, ValueError) as error:
+        raise RuntimeError(f"{output_dir}: its results cannot be read: {type(error).__name__} {error}") from error
+
+
+def evaluations(output_dir: Path, constant: Row) -> list[Row]:
     """A row for each evaluation of a finished run, with the means of its training since the one before."""
     events = EventAccumulator(str(output_dir), size_guidance={"scalars": 0}).Reload()
     series = {
@@ -186,7 +199,7 @@ def stopping(children: list[subprocess.Popen]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in children:
+        for process in list(children):  # a run that ends meanwhile leaves the list
             process.terminate()
         raise
 
@@ -204,11 +217,11 @@ def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: 
     children: list[subprocess.Popen] = []
     with ThreadPoolExecutor(workers) as pool, stopping(children):
         running = {}
-        for arm, seed in missing:
-            folder = (logs / f"{arm}-{seed}").resolve()
-            future = pool.submit(run_once, study, arm, seed, folder, threads=threads, children=children)
-            running[future] = (arm, seed)
         try:
+            for arm, seed in missing:
+                folder = (logs / f"{arm}-{seed}").resolve()
+                future = pool.submit(run_once, study, arm, seed, folder, threads=threads, children=children)
+                running[future] = (arm, seed)
             for number, future in enumerate(as_completed(running), 1):
                 arm, seed = running[future]
                 told = f"{number}/{len(missing)}  {arm}, seed {seed}"
@@ -264,8 +277,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args, parser)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    except (OSError, RuntimeError, yaml.YAMLError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

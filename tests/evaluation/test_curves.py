@@ -177,8 +177,10 @@ def test_a_run_whose_metrics_tell_of_no_end_is_compared_all_the_same(a_run, tmp_
     assert "anchor − uniform: no two seeds in common" in capsys.readouterr().out
 
 
-def evaluated(path, correct, task="three"):
-    path.write_text(json.dumps({"task": {"name": task}, "problems": len(correct), "samples": 8, "correct": correct}))
+def evaluated(path, correct, task="three", **others):
+    how = {"seed": 0, "temperature": 1.0, "max_completion_tokens": 200, "prompts_at_once": 64}
+    what = {"task": {"name": task}, "problems": len(correct), "samples": 8, "correct": correct}
+    path.write_text(json.dumps(how | what | others))
     return path
 
 
@@ -190,9 +192,16 @@ def test_what_eval_wrote_is_compared_problem_by_problem(tmp_path, monkeypatch, c
     assert f"{base}: 0.1406" in out
     assert f"{better} − {base}: +0.2188 [" in out
     assert "p = 0.008, 8 problems" in out  # 2 of 2⁸ signs
-    other = evaluated(tmp_path / "other.json", [2] * 8, task="four")
-    with pytest.raises(SystemExit, match=f"^error: {other} and {base} are of other problems"):
+    other = evaluated(tmp_path / "other.json", [2] * 8, task="four", temperature=0.5)
+    with pytest.raises(SystemExit, match=f"^error: {other} and {base} differ in task, temperature: evaluate both"):
         call(monkeypatch, base, other)
+    with pytest.raises(SystemExit, match=r"base\.json is one evaluation: name another"):
+        call(monkeypatch, base)
+    with pytest.raises(SystemExit, match=r"base\.json is a file and others are not"):
+        call(monkeypatch, base, tmp_path)
+    short = evaluated(tmp_path / "short.json", [2] * 8, problems=9)
+    with pytest.raises(SystemExit, match=r"short\.json was not written by this version of eval\.py"):
+        call(monkeypatch, base, short)
     (tmp_path / "old.json").write_text('{"metrics": {}}')
     with pytest.raises(SystemExit, match=r"^error: .*old\.json was not written by this version of eval\.py: eval"):
         call(monkeypatch, base, tmp_path / "old.json")

@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import report, study
-from rhythm.evaluation.comparison import holm
+from rhythm.evaluation.comparison import holm, smallest_difference
 
 ARMS = ("uniform", "coupled", "shuffled_coupled", "anchor")
 
@@ -21,9 +22,10 @@ def described(folder, **changes):
         "arms": {arm: [f"experiment={arm}"] for arm in ARMS},
         "seeds": [0, 1],
         "baseline": "uniform",
-        "primary": [["coupled", "uniform"], ["coupled", "shuffled_coupled"]],
-        "secondary": [["anchor", "shuffled_coupled"]],
     }
+    if "arms" not in changes:
+        content["primary"] = [["coupled", "uniform"], ["coupled", "shuffled_coupled"]]
+        content["secondary"] = [["anchor", "shuffled_coupled"]]
     (folder / "study.yaml").write_text(yaml.safe_dump(content | changes, sort_keys=False))
     return study.Study.load(folder)
 
@@ -173,6 +175,9 @@ def test_a_planted_gain_is_found_and_an_absent_one_is_not(planted):
     assert "corrected" not in primary[0]
     assert primary[2].startswith("- `anchor` against `shuffled_coupled`")
     assert "corrected p < 0.001" in primary[2]
+    seen = planted.compare("anchor", "shuffled_coupled")
+    found = smallest_difference(seen.spread, 10, level=0.05 / 3)  # of a family of three
+    assert f"With 80% power {found:.1f} points would be found." in primary[2]
     assert primary[3].startswith("- 10 seeds of `uniform` spread by ")
 
 
@@ -188,6 +193,8 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     assert cells["coupled"][4] == "primary"
     pairs = [("shuffled_coupled", "uniform"), ("anchor", "uniform"), ("anchor", "shuffled_coupled")]
     assert list(planted.family) == pairs
+    turned = [*planted.secondary, ("uniform", "anchor"), ("uniform", "coupled"), *planted.secondary]
+    assert list(dataclasses.replace(planted, secondary=turned).family) == pairs
     alone = [planted.compare(*pair).p for pair in pairs]
     assert max(alone[0], alone[2]) < 0.01 < alone[1]
     assert cells["anchor"][4] == f"{alone[1]:.3f}"  # the largest of the family
@@ -200,7 +207,7 @@ def test_an_earlier_iteration_is_told_of_when_asked(planted):
     early = report.Results.load(planted.folder, at=30)
     assert early.final("coupled").tolist() == [0.3] * 10
     assert early.trained_mean("coupled", "grad_norm") == pytest.approx(0.5)
-    with pytest.raises(ValueError, match=r"--at 7: .*results\.csv has iterations 0, 30, 40"):
+    with pytest.raises(ValueError, match=r"--at 7: use one of 30, 40, iterations of .*results\.csv"):
         report.Results.load(planted.folder, at=7)
 
 
@@ -219,6 +226,41 @@ def test_an_arm_may_be_called_like_a_number(tmp_path):
     assert report.Results.load(tmp_path).arms == ["1e-3", "2e-3"]
 
 
+def test_equal_scores_are_ties_whatever_their_rounding(tmp_path):
+    ours = described(tmp_path, arms={"uniform": [], "coupled": []})
+    for arm in ("uniform", "coupled"):
+        trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0", "well_formed": "1.0"}
+        for seed in range(2):
+            ours.add([row(arm, seed, 0, 0.1), row(arm, seed, 20, 0.0007 + 0.28 * seed, **trained)])
+    assert cells_by_arm(report.Results.load(tmp_path))["coupled"][5].startswith("0.50 ")
+
+
+def test_results_that_cannot_be_read_are_a_failure_of_that_run(tmp_path):
+    ours = described(tmp_path)
+    folder = (tmp_path / "uniform-0").resolve()
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    command = " ".join(["python train.py", *ours.common, *ours.arms["uniform"], "seed=0"])
+    (folder / "config.yaml").write_text(f"command: {command}\n")
+    with pytest.raises(RuntimeError, match=r"uniform-0: its results cannot be read: KeyError .*eval/pass@1"):
+        study.run_once(ours, "uniform", 0, folder, threads=1, children=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "only", "message"),
+    [
+        ({"primary": [["coupled", "unifrom"]]}, None, "primary unifrom: .*study.yaml has no such arm"),
+        ({"baseline": "unifrom"}, None, "baseline unifrom: .*study.yaml has no such arm"),
+        ({}, ["steep"], "--arms steep: .*study.yaml has no such arm"),
+        ({"arms": {arm: [] for arm in (*ARMS, "late")}}, ["late"], "--arms late: fewer than two seeds in common"),
+    ],
+)
+def test_arms_that_are_not_there_are_named(planted, changes, only, message):
+    described(planted.folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        report.Results.load(planted.folder, only)
+
+
 def test_a_study_without_a_baseline_is_not_reported(planted):
     named = yaml.safe_load((planted.folder / "study.yaml").read_text())
     (planted.folder / "study.yaml").write_text(yaml.safe_dump({"arms": named["arms"], "seeds": [0]}))
@@ -233,7 +275,7 @@ def test_a_study_without_a_baseline_is_not_reported(planted):
         ([("uniform", 0, 20)], "no arm has two seeds in common with uniform yet"),
         ([("coupled", 0, 20), ("coupled", 1, 20)], "no arm has two seeds in common with uniform yet"),
         ([(arm, seed, 20) for arm, seed in zip(ARMS * 2, range(8), strict=True)], "no arm has two seeds in common"),
-        ([("uniform", 0, 20), ("uniform", 1, 10)], "uniform, seed 1 ends at iteration 10, others at 20: run it again"),
+        ([("uniform", 0, 20), ("uniform", 1, 10)], "uniform, seed 1 ends at iteration 10, others at 20"),
     ],
 )
 def test_what_cannot_be_compared_yet_is_one_line(tmp_path, rows, message):

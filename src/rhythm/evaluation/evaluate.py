@@ -23,6 +23,9 @@ from rhythm.seeding import generator
 from rhythm.tasks.base import Task
 from rhythm.types import Prompts, Rollout
 
+# What two evaluations have in common that are compared problem by problem.
+ASKED = ("task", "problems", "samples", "seed", "temperature", "max_completion_tokens", "prompts_at_once")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -140,7 +143,7 @@ def kl_to_reference(policy: Policy, rollout: Rollout, temperature: float, micro_
 
 
 def read_solved(path: Path) -> tuple[dict[str, Any], list[float]]:
-    """Of a file that eval.py wrote, which problems were asked, as settings, and the share of right samples of each.
+    """What a file of eval.py says was asked, and how, as settings; and the share of right samples of each problem.
 
     Raises:
         ValueError: it is no such file.
@@ -148,7 +151,10 @@ def read_solved(path: Path) -> tuple[dict[str, Any], list[float]]:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        asked = {"task": told["task"], "problems": told["problems"]}
-        return asked, [count / told["samples"] for count in told["correct"]]
-    except (ValueError, KeyError, TypeError) as error:
+        asked = {name: told[name] for name in ASKED}
+        solved = [count / told["samples"] for count in told["correct"]]
+        if not len(solved) == told["problems"] > 0:
+            raise ValueError(f"{len(solved)} of {told['problems']} problems")
+        return asked, solved
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} was not written by this version of eval.py: evaluate again") from error
