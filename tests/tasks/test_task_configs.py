@@ -137,6 +137,8 @@ def test_the_readme_lists_every_task_with_its_data_and_splits():
             data = OmegaConf.to_container(cfg).get(role)
             if data is None or data["path"] is None:
                 continue
+            if like := re.fullmatch(r"as `(\w+)`", cell):
+                cell = listed[like[1]][0]
             dataset, split = re.fullmatch(
                 r"\[([\w/.-]+)\]\(https://huggingface.co/datasets/\1\) (\w+)(?:,.*)?", cell
             ).groups()
