@@ -20,8 +20,7 @@ from rhythm.evaluation.comparison import (
     interquartile_mean,
     probability_of_improvement,
 )
-from rhythm.evaluation.curves import Run, arms, draw, last_common, over_problems, over_seeds, table
-from rhythm.evaluation.evaluate import read_solved
+from rhythm.evaluation.curves import Run, arms, draw, last_common, over_problems, over_seeds, read_solved, table
 from rhythm.evaluation.metrics import student_interval
 
 NOTHING = "no two seeds in common, and no runs that ended there on the same problems"

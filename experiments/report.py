@@ -10,10 +10,10 @@ interquartile mean by bootstrap.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,7 +106,7 @@ class Results:
                 pairs.append(pair)
         return dict(zip(pairs, corrected([self.compare(*pair) for pair in pairs]), strict=True))
 
-    def to_show(self, contrasts: Any) -> list[Contrast]:
+    def to_show(self, contrasts: Iterable[Contrast]) -> list[Contrast]:
         return [pair for pair in contrasts if set(pair) <= set(self.shown)]
 
 

@@ -1,7 +1,8 @@
 """Pretrains a policy on generated Countdown traces: `python experiments/tiny_policy/pretrain.py [RECIPE]`.
 
 Everything follows from the recipe and its seed: the weights, the problems and the traces of step i. Writes a
-transformers model folder (safetensors, tokenizer) and, beside the recipe, loss.csv with the loss of every 20th step.
+transformers model folder (safetensors, tokenizer) and, beside the recipe or in --output, loss.csv with
+the loss of every 20th step.
 """
 
 from __future__ import annotations

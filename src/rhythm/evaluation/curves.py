@@ -22,6 +22,8 @@ from rhythm.evaluation.metrics import student_interval
 from rhythm.inspection.drawing import COLOURS
 from rhythm.settings import CONFIG, is_free
 
+# What two evaluations have in common that are compared problem by problem.
+ASKED = ("task", "problems", "samples", "seed", "temperature", "max_completion_tokens", "prompts_at_once")
 OF_CREDIT = ("credit.", "signals.", "callbacks.attention_signals.")  # what a credit brings with it
 
 
@@ -125,6 +127,24 @@ def _common(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]
     """The runs of the seeds that both arms have."""
     by_seed = {run.seed: run for run in theirs}
     return [(run, by_seed[run.seed]) for run in ours if run.seed in by_seed]
+
+
+def read_solved(path: Path) -> tuple[dict[str, Any], list[float]]:
+    """What a file of eval.py says was asked, and how, as settings; and the share of right samples of each problem.
+
+    Raises:
+        ValueError: it is no such file.
+        OSError: it cannot be read.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        asked = {name: told[name] for name in ASKED}
+        solved = [count / told["samples"] for count in told["correct"]]
+        if not len(solved) == told["problems"] > 0:
+            raise ValueError(f"{len(solved)} of {told['problems']} problems")
+        return asked, solved
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} was not written by this version of eval.py: evaluate again") from error
 
 
 def draw(rows: pd.DataFrame, label: str) -> Figure:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +20,6 @@ from rhythm.scoring import score
 from rhythm.seeding import generator
 from rhythm.tasks.base import Task
 from rhythm.types import Prompts, Rollout
-
-# What two evaluations have in common that are compared problem by problem.
-ASKED = ("task", "problems", "samples", "seed", "temperature", "max_completion_tokens", "prompts_at_once")
 
 
 @dataclass(frozen=True)
@@ -140,21 +135,3 @@ def kl_to_reference(policy: Policy, rollout: Rollout, temperature: float, micro_
         ref_logps, _ = score(policy.model, rollout, **settings)
     mask = rollout.completion_mask
     return torch.stack([kl_estimate(logps, ref_logps, mask, "k3").double().sum(), mask.double().sum()])
-
-
-def read_solved(path: Path) -> tuple[dict[str, Any], list[float]]:
-    """What a file of eval.py says was asked, and how, as settings; and the share of right samples of each problem.
-
-    Raises:
-        ValueError: it is no such file.
-        OSError: it cannot be read.
-    """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        asked = {name: told[name] for name in ASKED}
-        solved = [count / told["samples"] for count in told["correct"]]
-        if not len(solved) == told["problems"] > 0:
-            raise ValueError(f"{len(solved)} of {told['problems']} problems")
-        return asked, solved
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by this version of eval.py: evaluate again") from error
