@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -184,11 +185,12 @@ class Handler(BaseHTTPRequestHandler):
             self.served.dropped -= 1
             self.close_connection = True
             return
-        text = answer if isinstance(answer, str) else json.dumps(answer)
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
+        text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        with suppress(ConnectionError):  # who asked has stopped waiting
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
 
     def log_message(self, *args):
         pass

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -66,6 +67,27 @@ def test_an_answer_that_takes_too_long_is_told_with_the_key_that_waits_longer(an
         server.complete({})
     with pytest.raises(ConnectionError, match=r"sampler.patience=0.2: .*/v1/models takes longer; raise it$"):
         server.models()
+
+
+def test_the_server_of_these_tests_says_nothing_where_who_asked_has_stopped_waiting(answering, capfd):
+    asked = threading.Event()
+    answered = threading.Event()
+
+    def answer(method, path, body):
+        asked.set()
+        answered.wait(10)
+        return "x" * 10_000_000  # more than the two ends hold, so that writing fails
+
+    answering.answer = answer
+    before = set(threading.enumerate())
+    with socket.create_connection(("127.0.0.1", answering.http.server_port)) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert asked.wait(10)
+        (handler,) = set(threading.enumerate()) - before
+    answered.set()
+    handler.join(10)
+    assert not handler.is_alive()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_connection_that_takes_too_long_is_none(answering):
