@@ -83,6 +83,18 @@ def test_the_switch_colours_tokens_by_another_signal(page):
     assert tokens(page, "token.classList.contains('anchor')") == [False, True, False, False]
 
 
+def test_it_opens_on_the_first_completion_that_has_an_advantage(browser, tmp_path):
+    alike = Response("numbers 0", ["so"], reward=0.0, advantage=0.0, values={"credit": np.ones(1)})
+    for name, given, problem in (
+        ("credited", [alike, *responses()], "numbers 1 2"),
+        ("alike", [alike, alike], "numbers 0"),
+    ):
+        file = tmp_path / f"{name}.html"
+        file.write_text(rollout_page(given, "Iteration 100"), encoding="utf-8")
+        browser.get(file.as_uri())
+        assert read(browser, "document.getElementById('problem').textContent") == problem
+
+
 def test_the_list_sorts_and_what_is_chosen_is_shown(page):
     assert column(page, 1) == ["0", "1", "–"]
     click(page, "#columns th:nth-child(2) button")

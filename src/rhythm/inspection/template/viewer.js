@@ -236,7 +236,7 @@ fillList();
 fillSwitch();
 listen();
 choose(signal);
-select(data.responses[0]);
+select(data.responses.find((r) => r.advantage) ?? data.responses[0]); // where there is something to credit
 $("marks").hidden = !data.responses.some((r) => bytes(r.marks).some((mark) => mark));
 $("rounding").textContent =
   `Values are rounded to 1/${data.steps} of the range of their signal on this page; colours end where 99% of the values lie.`;
