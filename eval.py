@@ -19,9 +19,10 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     from rhythm.runs import find_adapter, load_policy
     from rhythm.settings import check_same_subject
 
-    for name in ("problems", "samples", "prompts_at_once"):
-        if cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]}: must be at least 1")
+    counts = ("problems", "samples", "prompts_at_once", "max_completion_tokens", "micro_batch_size")
+    for name, least in {**dict.fromkeys(counts, 1), "seed": 0, "temperature": 0}.items():
+        if cfg[name] < least:
+            raise ValueError(f"{name}={cfg[name]}: must be at least {least}")
     check_device(cfg.device)
     adapter = find_adapter(cfg.ckpt_path)
     check_same_subject(cfg, adapter)

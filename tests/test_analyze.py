@@ -147,7 +147,7 @@ def test_a_run_folder_without_an_adapter(call, tmp_path):
         (["temperature=null"], "temperature=None: must be a number"),
         (["perturbation=3"], "perturbation=3: takes settings like"),
         (["ckpt_path=[5]"], "ckpt_path=[5]: takes a run"),
-        (["device=gpu"], "device=gpu: there is no such kind"),
+        (["device=gpu"], "device=gpu: use cpu, cuda or cuda:1"),
         (["permute=flip"], "permute=flip: use one of shuffle, rotate"),
         (["signals.horizon=[0.5,3]"], "FAI takes whole numbers of tokens"),
         (["respones=3"], "did you mean 'responses'?"),

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import eval as eval_script
 import train as train_script
-from rhythm import cli, machine, runs, settings
+from rhythm import cli, keys, machine, runs, settings
 from rhythm.tasks.countdown import Countdown
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +257,17 @@ def test_more_problems_than_there_are(here, tiny_folder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("group_size=many", "group_size=many: takes a number, like 8"),
+        ("group_size=many", "group_size=many: takes a whole number, like 8"),
+        ("group_size=2.5", "group_size=2.5: takes a whole number, like 8"),
+        ("iterations=true", "iterations=True: takes a whole number, like"),
+        ("seed=null", "seed=null: takes a whole number, like 0"),
+        ("eval_every=null", "eval_every=null: takes a whole number, like"),
+        ("max_prompt_tokens=abc", "max_prompt_tokens=abc: takes a whole number, like 512"),
+        ("output_dir=2026", "output_dir=2026: takes a word, like logs/mine"),
+        ("ckpt_path=5", "ckpt_path=5: takes a word, like last"),
+        ("credit.top_fraction=2", "credit.top_fraction=2"),
+        ("signals.window=0", "signals.window=0: the window of WAAD"),
+        ("algorithm.objective.clip_low=-1", "error: algorithm.objective.clip_low=-1: must be at least 0"),
         ("credit.top_fraction=half", "credit.top_fraction=half: takes a number, like 0.4"),
         ("algorithm.mask_truncated=2", "algorithm.mask_truncated=2: takes true or false, like False"),
         ("signals.horizon=10", "signals.horizon=10: takes a list, like [10, 100]"),
@@ -267,7 +278,7 @@ def test_more_problems_than_there_are(here, tiny_folder):
         ("updates_per_iteration=100", "updates_per_iteration=100: an iteration has 4 completions"),
         ("callbacks.evaluation.problems=0", "callbacks.evaluation.problems=0: must be at least 1"),
         ("signals.regroup_every=0", "signals.regroup_every=0: must be at least 1, or null"),
-        ("signals.sink=half", "sink='half': use one of keep, drop"),
+        ("signals.sink=half", "error: signals.sink='half': use one of keep, drop"),
     ],
 )
 def test_values_that_make_no_sense(here, tiny_folder, override, message):
@@ -282,6 +293,14 @@ def test_values_that_make_no_sense(here, tiny_folder, override, message):
         ("problems=0", "problems=0: must be at least 1"),
         ("device=cuda:7", "device=cuda:7: there is no CUDA device here"),
         ("output=.", "output=.: there is a folder of that name; name a file"),
+        ("output=7", "output=7: takes a word, like eval.json"),
+        ("problems=1.5", "problems=1.5: takes a whole number"),
+        ("max_completion_tokens=0", "max_completion_tokens=0: must be at least 1"),
+        ("micro_batch_size=0", "micro_batch_size=0: must be at least 1"),
+        ("temperature=-0.1", "temperature=-0.1: must be at least 0"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("device=meta", "device=meta: use cpu, cuda or cuda:1"),
+        ("device=mps", "device=mps: use cpu, cuda or cuda:1"),
     ],
 )
 def test_evaluations_that_make_no_sense(here, override, message):
@@ -441,13 +460,25 @@ def test_an_adapter_is_evaluated_on_other_problems_of_its_task(run):
     settings.check_same_subject(
         config(task=task | {"train": {"path": "c"}, "test": {"path": "d", "name": "x"}}), run / runs.LAST
     )
-    with pytest.raises(ValueError, match=r"than these; add 'task.template=\{problem\}'$"):
+    with pytest.raises(ValueError, match=r"than these; add 'task.template=\"\{problem\}\"'$"):
         settings.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
+
+
+def test_the_words_of_a_runs_own_command_are_what_to_add(run, monkeypatch):
+    command = "python train.py experiment=anchor task=gsm8k 'task.train.files=a b' seed=3"
+    OmegaConf.save(config(task={"count": 3}, max_completion_tokens=9, command=command), run / "config.yaml")
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    now = config(task={"count": 4}, max_completion_tokens=8)
+    with pytest.raises(ValueError, match=r"add task=gsm8k 'task.train.files=a b' max_completion_tokens=9$"):
+        settings.check_same_subject(now, run / runs.LAST)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "task=gsm8k", "task.train.files=a b"])
+    with pytest.raises(ValueError, match=r"these; add max_completion_tokens=9 task.count=3$"):
+        settings.check_same_subject(now, run / runs.LAST)
 
 
 def test_a_policy_is_not_evaluated_on_prompts_of_another_form(run):
     OmegaConf.save(config(policy={"path": "base", "chat_template": True}), run / "config.yaml")
-    with pytest.raises(ValueError, match=r"than these; add policy.chat_template=True$"):
+    with pytest.raises(ValueError, match=r"than these; add policy.chat_template=true$"):
         settings.check_same_subject(config(policy={"path": "base", "chat_template": False}), run / "adapter")
 
 
@@ -463,5 +494,19 @@ def test_a_checkpoint_is_not_evaluated_at_another_scale(run):
         settings.check_same_subject(other, run / "adapter")  # PEFT's own folder knows
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["plain/x.y", "<answer>([^<]*)</answer>", "{n}, it's \"x\"\nnew", "a\\b", 'a\\"b', "ends\\", "", "null", "5", " x", "a,b",
+     " x", "a,b", 1, 0, 2.5, True, None, ["a b", 1, None], []],
+)  # fmt: skip
+def test_what_one_is_told_to_add_means_the_same_when_it_is_pasted(value):
+    typed = subprocess.run(
+        ["bash", "-c", f"printf %s {keys.override('k', value)}"], capture_output=True, text=True, check=True
+    )
+    read = OverridesParser.create().parse_override(typed.stdout).value()
+    assert "\n" not in keys.override("k", value)
+    assert OmegaConf.to_container(OmegaConf.create([read])) == [value]
+
+
 def test_nested_keys_are_dotted():
-    assert cli.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a": {"b": 1, "c": {}}, "a.b": 1, "a.c": {}, "d": [2]}
+    assert keys.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a": {"b": 1, "c": {}}, "a.b": 1, "a.c": {}, "d": [2]}

@@ -19,12 +19,12 @@ COMPLETIONS = [". so +", "<eos> . .", "( 7 .", "then <eos> ."]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip_low": -0.1}, "objective.clip_low=-0.1: must be at least 0"),
-        ({"clip_high": -1}, "objective.clip_high=-1: must be at least 0"),
-        ({"beta": -0.5}, "objective.beta=-0.5: must be at least 0"),
-        ({"dual_clip": 1.0}, "objective.dual_clip=1.0: must be above 1, or null"),
-        ({"aggregation": "mean"}, "objective.aggregation=mean: use one of sequence_mean, token_mean, constant"),
-        ({"kl_estimator": "k4"}, "objective.kl_estimator=k4: use one of k1, k2, k3"),
+        ({"clip_low": -0.1}, "clip_low=-0.1: must be at least 0"),
+        ({"clip_high": -1}, "clip_high=-1: must be at least 0"),
+        ({"beta": -0.5}, "beta=-0.5: must be at least 0"),
+        ({"dual_clip": 1.0}, "dual_clip=1.0: must be above 1, or null"),
+        ({"aggregation": "mean"}, "aggregation=mean: use one of sequence_mean, token_mean, constant"),
+        ({"kl_estimator": "k4"}, "kl_estimator=k4: use one of k1, k2, k3"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -13,7 +13,7 @@ from rewards import REWARDS
 
 from rhythm.allocator import keep_freed_memory
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.cli import CONFIGS
+from rhythm.keys import CONFIGS
 from rhythm.data import PromptData
 from rhythm.module import GRPOModule
 from rhythm.seeding import seed_adapter

@@ -5,7 +5,6 @@ Torch and Lightning are imported once a config is composed, so that a misspelt k
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -13,28 +12,20 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rhythm.allocator import keep_freed_memory
 from rhythm.faults import Interrupted, short_of_memory
+from rhythm.keys import CONFIGS, check_kinds, known_keys, nearest, options_with, typed, unknown_option
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TRACEBACK = "RHYTHM_TRACEBACK"
-KINDS = (  # of a default, what may stand in its place, and its name; a bool is a number to Python
-    (bool, bool, "true or false"),
-    ((int, float), (int, float), "a number"),
-    (list, list, "a list"),
-    (str, (str, list), "a word"),  # a word may name a list: layers, targets
-)
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 USER_ERRORS += (FloatingPointError, MemoryError)  # numbers and memory that gave out; the message says what to change
 
@@ -49,13 +40,6 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
             _passing_hydra(run, config_name)
         )()
-    except Interrupted as stop:
-        first = _is_first_process()
-        if first:
-            where = shlex.join(["ckpt_path=last", f"output_dir={stop.run}"])
-            print(f"saved; to go on: {command_line(sys.argv[0], sys.argv[1:])} {where}", flush=True)
-        # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
-        sys.exit(128 + stop.signum if first else 0)
     except (*USER_ERRORS, _UserError) as error:
         error = error.__cause__ if isinstance(error, _UserError) else error
         if os.environ.get(TRACEBACK):
@@ -92,10 +76,21 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
             # Outside of the passes that are begun again in halves: loading, figures, studies of attention.
             with short_of_memory("micro_batch_size, group_size or max_completion_tokens, or choose a smaller policy"):
                 return run(cfg)
+        except Interrupted as stop:
+            # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
+            sys.exit(_saved(stop, config_name) if _is_first_process() else 0)
         except (*USER_ERRORS, MisconfigurationException) as error:
             raise _UserError from error
 
     return job
+
+
+def _saved(stop: Interrupted, config_name: str) -> int:
+    """Tells how the run goes on, one of a sweep by itself; returns the exit code."""
+    again = command_line(os.path.relpath(CONFIGS.parent / f"{config_name}.py"), HydraConfig.get().overrides.task)
+    where = shlex.join(["ckpt_path=last", f"output_dir={stop.run}"])
+    print(f"saved; to go on: {again} {where}", flush=True)
+    return 128 + stop.signum
 
 
 def _is_first_process() -> bool:
@@ -145,6 +140,9 @@ def one_line(error: BaseException, config_name: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("object_type=", "full_key:", "To append to your"))]
     message = " ".join(lines)
+    node, named = re.search(r"full_key: (\S+)", str(error)), re.match(r"(\w+)=", message)
+    if node and named:
+        message = typed(named[1], node[1], config_name) + message.removeprefix(named[1])
     if isinstance(root, MissingConfigException) and root.missing_cfg_file and root.options:
         return unknown_option(root.missing_cfg_file)
     unknown = re.search(r"Could not override '([^']+)'", str(error)) or re.search(r"full_key: (\S+)", text)
@@ -159,73 +157,3 @@ def one_line(error: BaseException, config_name: str) -> str:
             return f"{message} here; {', '.join(having)} have it"
         return f"{message}; `--cfg job` shows every key, `+{unknown[1]}=` adds one"
     return message
-
-
-def unknown_option(path: str) -> str:
-    """What to say of an option that its group does not have, such as credit/ancor."""
-    group, _, option = path.removesuffix(".yaml").rpartition("/")
-    folder = CONFIGS / group
-    options = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-    meant = difflib.get_close_matches(option, options, n=1)
-    hint = f"did you mean {group}={meant[0]}? " if meant else ""
-    return f"{group}={option}: there is no such option; {hint}There are {', '.join(options)}"
-
-
-def options_with(key: str) -> list[str]:
-    """The options of a key's group whose files have the key: of credit.top_fraction credit=anchor, ..."""
-    group, _, rest = key.partition(".")
-    files = sorted((CONFIGS / group).glob("*.yaml")) if rest else []
-    return [f"{group}={file.stem}" for file in files if rest in flatten(OmegaConf.to_container(OmegaConf.load(file)))]
-
-
-def check_kinds(cfg: DictConfig, config_name: str) -> None:
-    """Refuses a value of another kind than its default: a word for a number, a number for a list.
-
-    Raises:
-        ValueError: names the key and what it takes.
-    """
-    given, defaults = flatten(OmegaConf.to_container(cfg)), default_values(config_name, sys.argv[1:])
-    for key, default in defaults.items():
-        value = given.get(key)
-        if default is None or value is None or isinstance(default, dict):
-            continue
-        for kinds, taken, named in KINDS:
-            if isinstance(default, kinds) and not isinstance(value, taken) and not _interpolated(value, default):
-                raise ValueError(f"{key}={value}: takes {named}, like {default}")
-            if isinstance(default, kinds):
-                break
-
-
-def _interpolated(*values: Any) -> bool:
-    return any(isinstance(value, str) and "${" in value for value in values)
-
-
-def nearest(key: str, keys: list[str]) -> str | None:
-    """The key that was probably meant: the same name elsewhere in the tree, or nearly the same letters."""
-    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    return next(iter(same_name + difflib.get_close_matches(key, keys, n=1, cutoff=0.75)), None)
-
-
-def known_keys(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Every dotted key of a config with the overrides' choices of groups."""
-    return [key for key in default_values(config_name, overrides) if not key.endswith("_")]
-
-
-def default_values(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Dotted keys to values of a config with the overrides' choices of groups, and nothing else of them."""
-    groups = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.rglob("*") if folder.is_dir()}
-    # Of a sweep the first choice: with -m, `experiment=uniform,anchor` is two.
-    choices = [override.partition(",")[0] for override in overrides if override.partition("=")[0] in groups]
-    running = GlobalHydra.instance().is_initialized()
-    with nullcontext() if running else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return flatten(OmegaConf.to_container(hydra.compose(config_name, choices)))
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested dictionaries, inner nodes included, to values."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found[prefix + key] = value
-        if isinstance(value, dict):
-            found |= flatten(value, f"{prefix}{key}.")
-    return found

@@ -34,17 +34,15 @@ class Objective:
     ):
         for name, value in {"clip_low": clip_low, "clip_high": clip_high, "beta": beta}.items():
             if value < 0:
-                raise ValueError(f"objective.{name}={value}: must be at least 0")
+                raise ValueError(f"{name}={value}: must be at least 0")
         if dual_clip is not None and dual_clip <= 1:
-            raise ValueError(f"objective.dual_clip={dual_clip}: must be above 1, or null")
+            raise ValueError(f"dual_clip={dual_clip}: must be above 1, or null")
         if aggregation not in get_args(Aggregation):
-            raise ValueError(f"objective.aggregation={aggregation}: use one of {', '.join(get_args(Aggregation))}")
+            raise ValueError(f"aggregation={aggregation}: use one of {', '.join(get_args(Aggregation))}")
         if kl_estimator not in get_args(Estimator):
-            raise ValueError(f"objective.kl_estimator={kl_estimator}: use one of {', '.join(get_args(Estimator))}")
+            raise ValueError(f"kl_estimator={kl_estimator}: use one of {', '.join(get_args(Estimator))}")
         if aggregation == "constant" and not max_tokens:
-            raise ValueError(
-                "objective.aggregation=constant divides by objective.max_tokens: give the longest completion"
-            )
+            raise ValueError("aggregation=constant divides by max_tokens: give the longest completion")
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.dual_clip = dual_clip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from rhythm.cli import flatten
+from rhythm.keys import flatten, override
 
 CONFIG = "config.yaml"  # of a run's folder, all settings resolved
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
@@ -102,11 +103,18 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         keys |= {"policy.alpha", "policy.adapter"}
     differing = [key for key in differences(saved, now) if key in keys]
     if differing:
-        mend = " ".join(
-            shlex.quote(f"{key}={'null' if saved[key] is None else saved[key]}" if key in saved else f"~{key}")
-            for key in differing
-        )
-        raise ValueError(f"{adapter} was trained under other settings than these; add {mend}")
+        raise ValueError(f"{adapter} was trained under other settings than these; add {_mend(saved, differing)}")
+
+
+def _mend(saved: dict[str, Any], differing: list[str]) -> str:
+    """What to add to a command for a run's settings: the choices of its own command, or else key by key."""
+    words = [word for word in shlex.split(saved.get("command") or "") if word.startswith(("task", "policy"))]
+    missing = [word for word in words if word not in sys.argv]
+    chosen = {word.partition("=")[0].partition(".")[0] for word in missing}
+    others = [key for key in differing if key.partition(".")[0] not in chosen]
+    parts = [shlex.quote(word) for word in missing]
+    parts += [override(key, saved[key]) if key in saved else shlex.quote(f"~{key}") for key in others]
+    return " ".join(parts)
 
 
 def run_folder(adapter: Path) -> Path | None:

@@ -141,7 +141,7 @@ def test_the_default_drop_quantile_is_the_complement_of_the_share():
      ("amplification", 0.3)],
 )  # fmt: skip
 def test_coupled_refuses_bad_settings_by_name(argument, value):
-    with pytest.raises(ValueError, match=f"^{argument} must be .*, not {value}$"):
+    with pytest.raises(ValueError, match=f"^{argument}={value}: must be "):
         CoupledCredit(**{argument: value})
 
 
@@ -189,7 +189,7 @@ def test_shuffling_within_segments_keeps_the_amounts_of_each_part():
         for row, start, stop in ((0, 1, 5), (0, 5, 9), (1, 0, 4), (1, 4, 7)):  # of seven the first four are one half
             assert draw[row, start:stop].sort().values.equal(plain[row, start:stop].sort().values)
     assert any(not draw.equal(plain) for draw in draws)
-    with pytest.raises(ValueError, match="segments must be at least 1"):
+    with pytest.raises(ValueError, match="segments=0: must be at least 1"):
         ShuffledCredit(of=CoupledCredit(), segments=0)
 
 

@@ -101,11 +101,11 @@ class SelectiveCredit(CreditStrategy):
 
     def __init__(self, *, top_fraction: float = 0.4, amplification: float = 1.5, select: Select = "top"):
         if not 0 < top_fraction <= 1:
-            raise ValueError(f"top_fraction must be above 0 and at most 1, not {top_fraction}")
+            raise ValueError(f"top_fraction={top_fraction}: must be above 0 and at most 1")
         if not 0 <= amplification < math.inf:
-            raise ValueError(f"amplification must be finite and at least 0, not {amplification}")
+            raise ValueError(f"amplification={amplification}: must be finite and at least 0")
         if select not in get_args(Select):
-            raise ValueError(f"select must be one of {get_args(Select)}, not {select!r}")
+            raise ValueError(f"select={select}: use one of {', '.join(get_args(Select))}")
         self.top_fraction = top_fraction
         self.amplification = amplification
         self.select = select

@@ -20,7 +20,7 @@ class ShuffledCredit(CreditStrategy):
 
     def __init__(self, *, of: CreditStrategy, segments: int = 1):
         if segments < 1:
-            raise ValueError(f"segments must be at least 1, not {segments}")
+            raise ValueError(f"segments={segments}: must be at least 1")
         self.of = of
         self.segments = segments
         self.requires, self.selects_by = of.requires, of.selects_by

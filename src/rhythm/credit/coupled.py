@@ -46,9 +46,9 @@ class CoupledCredit(SelectiveCredit):
         self.waad_quantile = _unit("waad_quantile", waad_quantile)
         self.drop_quantile = _unit("drop_quantile", 1 - top_fraction if drop_quantile is None else drop_quantile)
         if lookback < 1:
-            raise ValueError(f"lookback must be at least 1, not {lookback}")
+            raise ValueError(f"lookback={lookback}: must be at least 1")
         if (1 - amplification) * (1 + back_allocation) > 1:
-            raise ValueError(f"amplification must be at least α/(1 + α) in coupled credit, not {amplification}")
+            raise ValueError(f"amplification={amplification}: must be at least α/(1 + α) in coupled credit")
         self.lookback = lookback
 
     def weights(self, signals: AttentionSignals, mask: Tensor) -> Tensor:
@@ -90,5 +90,5 @@ def largest_before(values: Tensor, mask: Tensor, lookback: int) -> tuple[Tensor,
 
 def _unit(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, not {value}")
+        raise ValueError(f"{name}={value}: must be between 0 and 1")
     return value

@@ -16,10 +16,10 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rhythm.cli import flatten
 from rhythm.evaluation.comparison import Comparison, compare
 from rhythm.evaluation.metrics import student_interval
 from rhythm.inspection.drawing import COLOURS
+from rhythm.keys import flatten
 from rhythm.settings import CONFIG, is_free
 
 # What two evaluations have in common that are compared problem by problem.
