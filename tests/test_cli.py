@@ -1,8 +1,10 @@
 """What a user reads where the command line is at fault: one line that says what to change."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 import eval as eval_script
 import train as train_script
 from rhythm import cli, keys, machine, runs, settings
+from rhythm.faults import Interrupted
 from rhythm.tasks.countdown import Countdown
 
 ROOT = Path(__file__).parents[1]
@@ -321,6 +324,47 @@ def test_a_sweep_of_distributed_runs_names_a_launcher(trainer, here, tmp_path):
     assert_one_line(here("train.py", *sweep), f"-m with trainer={trainer}:", "hydra/launcher=submitit_local")
 
 
+def test_a_stopped_run_of_a_sweep_goes_on_by_its_own_command(monkeypatch, capsys, tmp_path):
+    def stopped(cfg):
+        raise Interrupted(signal.SIGTERM, Path("logs/one of them"))
+
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "-m", "experiment=anchor,uniform", "seed=3", f"hydra.sweep.dir={tmp_path}"]
+    )
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(stopped, "train")
+    assert stop.value.code == 128 + signal.SIGTERM
+    told = capsys.readouterr().out
+    assert "go on: python train.py experiment=anchor seed=3 ckpt_path=last 'output_dir=logs/one of them'\n" in told
+    assert "would have followed were not begun" in told
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_says_itself_how_it_goes_on_or_what_is_wrong(tiny_folder, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `cluster`")
+    runs_at, jobs = tmp_path / "runs", tmp_path / "sweep" / ".submitit"
+    small = local(tiny_folder, "iterations=200", "checkpoint_every=1", "eval_every=1000", "inspect_every=1000")
+    sweep = ["-m", "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'sweep'}", "credit=uniform,anchor"]
+    command = [sys.executable, "train.py", *sweep, *small, f"output_dir={runs_at}/${{credit._target_}}"]
+    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    saved, deadline = runs_at / "rhythm.credit.UniformCredit" / runs.LAST, time.monotonic() + 200
+    while not saved.is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = subprocess.run(["pgrep", "-f", f"submitit.core._submit {jobs}"], capture_output=True, text=True).stdout
+    for child in children.split():
+        os.kill(int(child), signal.SIGTERM)
+    _, err = parent.communicate(timeout=200)
+    logs = "".join(path.read_text() for path in jobs.rglob("*_log.*"))
+    assert parent.returncode == 1
+    assert err.startswith("error: a run of the sweep left no result: Job ")
+    assert err.count("\n") == 1
+    assert "saved; to go on: python train.py credit=uniform policy=local" in logs
+    assert f"ckpt_path=last output_dir={saved.parent.parent}\n" in logs
+    assert "error: anchor credit reads `fai`" in logs
+    assert "Traceback" not in logs
+
+
 def test_two_runs_do_not_write_to_one_folder(run):
     held = FileLock(run / runs.LOCK)  # as another process would hold it
     runs._claims.clear()
@@ -496,7 +540,7 @@ def test_a_checkpoint_is_not_evaluated_at_another_scale(run):
 
 @pytest.mark.parametrize(
     "value",
-    ["plain/x.y", "<answer>([^<]*)</answer>", "{n}, it's \"x\"\nnew", "a\\b", 'a\\"b', "ends\\", "", "null", "5", " x", "a,b",
+    ["plain/x.y", "<answer>([^<]*)</answer>", "{n}, it's \"x\"\nnew", "a\\b", 'a\\"b', "ends\\", "", "null", "5",
      " x", "a,b", 1, 0, 2.5, True, None, ["a b", 1, None], []],
 )  # fmt: skip
 def test_what_one_is_told_to_add_means_the_same_when_it_is_pasted(value):

@@ -13,11 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,15 +38,14 @@ def main(run: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing and exiting
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
-            _passing_hydra(run, config_name)
-        )()
-    except (*USER_ERRORS, _UserError) as error:
-        error = error.__cause__ if isinstance(error, _UserError) else error
-        if os.environ.get(TRACEBACK):
-            raise error
-        print(f"error: {one_line(error, config_name)}", file=sys.stderr)
-        sys.exit(1)
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(_job(run, config_name))()
+    except USER_ERRORS as error:
+        _fail(error, config_name, sys.argv[1:])
+    except Exception as error:
+        if type(error).__module__ != "submitit.core.utils":
+            raise
+        told = " ".join(str(error).partition("\n---")[0].split())
+        sys.exit(f"error: a run of the sweep left no result: {told}")
 
 
 def command_line(script: str, words: Sequence[str]) -> str:
@@ -54,17 +54,16 @@ def command_line(script: str, words: Sequence[str]) -> str:
     return shlex.join(["python", script, *kept])
 
 
-class _UserError(BaseException):
-    """Carries an error out of a job. Hydra reports every Exception of a job in lines of its own, and this is none."""
+def _job(run: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:
+    """A run that ends its process itself, whichever process a launcher gave it."""
 
-
-def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:
     @wraps(run)
     def job(cfg: DictConfig) -> Any:
+        words = HydraConfig.get().overrides.task
         try:
-            check_kinds(cfg, config_name)
+            check_kinds(cfg, config_name, words)
         except ValueError as error:
-            raise _UserError from error
+            _fail(error, config_name, words)
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         keep_freed_memory()
@@ -78,18 +77,28 @@ def _passing_hydra(run: Callable[[DictConfig], Any], config_name: str) -> Callab
                 return run(cfg)
         except Interrupted as stop:
             # Lightning ends every process when a child's exit code is not zero, before rank 0 is done.
-            sys.exit(_saved(stop, config_name) if _is_first_process() else 0)
+            sys.exit(_saved(stop, config_name, words) if _is_first_process() else 0)
         except (*USER_ERRORS, MisconfigurationException) as error:
-            raise _UserError from error
+            _fail(error, config_name, words)
 
     return job
 
 
-def _saved(stop: Interrupted, config_name: str) -> int:
+def _fail(error: Exception, config_name: str, words: Sequence[str]) -> NoReturn:
+    if os.environ.get(TRACEBACK):
+        raise error
+    print(f"error: {one_line(error, config_name, words)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _saved(stop: Interrupted, config_name: str, words: Sequence[str]) -> int:
     """Tells how the run goes on, one of a sweep by itself; returns the exit code."""
-    again = command_line(os.path.relpath(CONFIGS.parent / f"{config_name}.py"), HydraConfig.get().overrides.task)
+    again = command_line(os.path.relpath(CONFIGS.parent / f"{config_name}.py"), words)
     where = shlex.join(["ckpt_path=last", f"output_dir={stop.run}"])
     print(f"saved; to go on: {again} {where}", flush=True)
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and job.launcher._target_.endswith("BasicLauncher"):
+        print("the runs of the sweep that would have followed were not begun", flush=True)
     return 128 + stop.signum
 
 
@@ -131,8 +140,12 @@ def build(config: DictConfig, **objects: Any) -> Any:
         raise ValueError(f"{config._target_}: {error}") from error
 
 
-def one_line(error: BaseException, config_name: str) -> str:
-    """The message of an error without its layers, on one line, with the key that was probably meant."""
+def one_line(error: BaseException, config_name: str, words: Sequence[str]) -> str:
+    """The message of an error without its layers, on one line, with the key that was probably meant.
+
+    Args:
+        words: the overrides on the command line, which choose what keys there are.
+    """
     root = error
     while root.__cause__ is not None and isinstance(root, HydraException):
         root = root.__cause__
@@ -142,12 +155,12 @@ def one_line(error: BaseException, config_name: str) -> str:
     message = " ".join(lines)
     node, named = re.search(r"full_key: (\S+)", str(error)), re.match(r"(\w+)=", message)
     if node and named:
-        message = typed(named[1], node[1], config_name) + message.removeprefix(named[1])
+        message = typed(named[1], node[1], config_name, words) + message.removeprefix(named[1])
     if isinstance(root, MissingConfigException) and root.missing_cfg_file and root.options:
         return unknown_option(root.missing_cfg_file)
     unknown = re.search(r"Could not override '([^']+)'", str(error)) or re.search(r"full_key: (\S+)", text)
     if unknown and "not in struct" in text:
-        meant = nearest(unknown[1], known_keys(config_name, sys.argv[1:]))
+        meant = nearest(unknown[1], known_keys(config_name, words))
         message = f"there is no key '{unknown[1]}'"
         if meant == unknown[1]:
             return f"{message}, but the command needs it; leave out ~{meant}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,13 +27,13 @@ OPTIONAL = {"ckpt_path": "last", "output": "eval.json", "output_dir": "logs/mine
 OF_ANY_KIND = {"trainer.devices"}  # Lightning takes numbers, words and lists
 
 
-def check_kinds(cfg: DictConfig, config_name: str) -> None:
+def check_kinds(cfg: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
     """Refuses a value of another kind than its default: a word for a number, a fraction for a count.
 
     Raises:
         ValueError: names the key and what it takes.
     """
-    given, defaults = flatten(OmegaConf.to_container(cfg)), default_values(config_name, sys.argv[1:])
+    given, defaults = flatten(OmegaConf.to_container(cfg)), default_values(config_name, overrides)
     for key, value in given.items():
         default = defaults.get(key)
         if key in OF_ANY_KIND or _interpolated(value, default):
@@ -50,10 +49,10 @@ def _interpolated(*values: Any) -> bool:
     return any(isinstance(value, str) and "${" in value for value in values)
 
 
-def typed(name: str, node: str, config_name: str) -> str:
+def typed(name: str, node: str, config_name: str, overrides: Sequence[str]) -> str:
     """A setting of a node as it is typed: credit.top_fraction, or signals.window where a callback's refers to that."""
     key = f"{node}.{name}"
-    values = default_values(config_name, sys.argv[1:])
+    values = default_values(config_name, overrides)
     if key not in values:
         return name
     reference = re.fullmatch(r"\$\{([\w.]+)\}", str(values[key]))
@@ -104,12 +103,12 @@ def nearest(key: str, keys: list[str]) -> str | None:
     return next(iter(same_name + difflib.get_close_matches(key, keys, n=1, cutoff=0.75)), None)
 
 
-def known_keys(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+def known_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
     """Every dotted key of a config with the overrides' choices of groups."""
     return [key for key in default_values(config_name, overrides) if not key.endswith("_")]
 
 
-def default_values(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def default_values(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Dotted keys to values of a config with the overrides' choices of groups, and nothing else of them."""
     groups = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.rglob("*") if folder.is_dir()}
     # Of a sweep the first choice: with -m, `experiment=uniform,anchor` is two.
