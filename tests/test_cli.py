@@ -241,6 +241,25 @@ def test_a_start_that_would_train_on_wrong_rewards_is_refused(here, tiny_folder,
     assert_one_line(outcome, "Countdown gives 'my answer is (2 + 3) * 4' a reward of 1", "mend its verifier")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("updates_per_iteration=500", "updates_per_iteration=500: an iteration has 4 completions"),
+        ("iterations=0", "iterations=0: must be at least 1"),
+        ("callbacks.export.push_to_hub=me/x", "callbacks.export.push_to_hub=me/x"),
+        ("output_dir=run", "output_dir=run is not empty"),
+    ],
+)
+def test_the_doctor_refuses_what_the_run_would_be_refused_for(
+    here, tiny_folder, tmp_path, monkeypatch, override, message
+):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    assert_one_line(here("train.py", *local(tiny_folder, override)), message)
+    assert_one_line(here("train.py", *local(tiny_folder, "doctor=true", override)), message)
+
+
 def test_memory_that_gives_out_anywhere_is_one_line(here, tiny_folder, monkeypatch):
     monkeypatch.setattr(Countdown, "prompt", lambda task, problem: torch.empty(10**15))
     outcome = here("train.py", *local(tiny_folder, "output_dir=run"))

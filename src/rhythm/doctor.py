@@ -25,6 +25,7 @@ from rhythm.attention.probe import num_layers
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.policy import Policy
 from rhythm.rollout import pack
+from rhythm.runs import check_counts, check_free
 from rhythm.scoring import completion_logps, micro_batches, score
 from rhythm.tasks.base import Task
 from rhythm.types import Prompts, Rollout
@@ -199,10 +200,14 @@ def rehearsal(cfg: DictConfig) -> Iterator[DictConfig]:
     """The config of one short iteration with everything else as given, in a folder that is gone afterwards.
 
     Raises:
-        ValueError: a run is to be resumed; that is a start like any other and looks by itself.
+        ValueError: a run is to be resumed; that is a start like any other and looks by itself. Or the run would be
+            refused for what the short one does not have: its numbers, its folder.
     """
     if cfg.ckpt_path is not None:
         raise ValueError("doctor=true looks at a run from its beginning; leave ckpt_path out")
+    check_counts(cfg)
+    if cfg.output_dir:
+        check_free(Path(cfg.output_dir))
     beside = Path(cfg.output_dir).parent if cfg.output_dir else Path("logs")
     beside.mkdir(parents=True, exist_ok=True)  # the disk that the run would write to
     small = cfg.copy()
@@ -210,8 +215,10 @@ def rehearsal(cfg: DictConfig) -> Iterator[DictConfig]:
     small.group_size = min(cfg.group_size, 2)
     small.max_completion_tokens = min(cfg.max_completion_tokens, 32)
     with open_dict(small):
-        for name in ("export", "progress"):
-            small.callbacks.pop(name, None)
+        small.callbacks.pop("progress", None)
+        if export := small.callbacks.pop("export", None):
+            kept = {name: export[name] for name in ("merged", "push_to_hub") if name in export}
+            small.callbacks.export = {"_target_": "rhythm.callbacks.export.ExportCheck", **kept}
         small.trainer.enable_progress_bar = False
     if "evaluation" in small.callbacks:
         small.callbacks.evaluation.problems = 1

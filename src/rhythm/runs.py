@@ -59,13 +59,7 @@ def open_run(cfg: DictConfig, label: str) -> Path | None:
     Raises:
         ValueError: the folder holds another run, or the resumed run was started with other settings.
     """
-    completions = cfg.prompts_per_iteration * cfg.group_size
-    if 0 < completions < cfg.updates_per_iteration:
-        raise ValueError(
-            f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions} completions"
-        )
-    if cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed}: must be at least 0")
+    check_counts(cfg)
     checkpoint = resolve_checkpoint(cfg.ckpt_path, cfg.output_dir)
     first_process = not rank_zero_only.rank
     if checkpoint is not None:
@@ -93,6 +87,20 @@ def open_run(cfg: DictConfig, label: str) -> Path | None:
         OmegaConf.save(cfg, staged, resolve=True)
         staged.replace(staged.with_name(CONFIG))  # other processes of the run may be reading it
     return checkpoint
+
+
+def check_counts(cfg: DictConfig) -> None:
+    """Raises ValueError where a run could not begin with these numbers."""
+    for name in ("iterations", "updates_per_iteration"):
+        if cfg[name] < 1:
+            raise ValueError(f"{name}={cfg[name]}: must be at least 1")
+    completions = cfg.prompts_per_iteration * cfg.group_size
+    if 0 < completions < cfg.updates_per_iteration:
+        raise ValueError(
+            f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions} completions"
+        )
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: must be at least 0")
 
 
 @contextmanager
@@ -162,15 +170,8 @@ def _iteration(path: Path) -> int | None:
 def new_folder(cfg: DictConfig, label: str) -> Path:
     if cfg.output_dir is not None:
         folder = Path(cfg.output_dir)
+        check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if any(
-            path.name not in (CONFIG, LOCK, STAGED) for path in folder.iterdir()
-        ):  # a run that never began leaves these
-            if (folder / LAST).is_file():
-                mend = "holds a run; add ckpt_path=last to resume it, or name another folder"
-            else:
-                mend = "is not empty and holds no checkpoint to resume; name another folder"
-            raise ValueError(f"output_dir={folder} {mend}")
         return folder
     stem = f"logs/{label}/{datetime.now():%Y%m%d-%H%M%S}-{cfg.seed}"
     for attempt in range(100):
@@ -181,6 +182,15 @@ def new_folder(cfg: DictConfig, label: str) -> Path:
             continue
         return folder
     raise OSError(f"no free folder at {stem}")
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError where a folder is there and holds more than a run leaves behind that never began."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {CONFIG, LOCK, STAGED}:
+        return
+    if (folder / LAST).is_file():
+        raise ValueError(f"output_dir={folder} holds a run; add ckpt_path=last to resume it, or name another folder")
+    raise ValueError(f"output_dir={folder} is not empty and holds no checkpoint to resume; name another folder")
 
 
 def find_adapter(ckpt_path: str | None) -> Path | None:

@@ -18,7 +18,27 @@ from rhythm.module import GRPOModule
 from rhythm.sharing import card, cells, check_login, check_mergeable, merge, push
 
 
-class Export(Callback):
+class ExportCheck(Callback):
+    """Refuses before the first iteration what an export could not do after the last.
+
+    Args:
+        merged, push_to_hub: see Export.
+    """
+
+    def __init__(self, *, merged: bool = False, push_to_hub: str | None = None):
+        self.merged = merged
+        self.push_to_hub = push_to_hub
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
+        if not any(isinstance(callback, HeldOutEvaluation) for callback in trainer.callbacks):
+            raise ValueError("callbacks.export reports what callbacks.evaluation measures; leave out both or neither")
+        if self.merged:
+            check_mergeable(pl_module.policy)
+        if self.push_to_hub and trainer.is_global_zero:
+            check_login(self.push_to_hub)
+
+
+class Export(ExportCheck):
     """Writes `adapter/` and `metrics.json` when the last iteration is done, and prints before and after.
 
     TensorBoard's table of hyperparameters gets the run's final pass@1.
@@ -33,19 +53,13 @@ class Export(Callback):
     def __init__(
         self, folder: str, *, command: str | None = None, merged: bool = False, push_to_hub: str | None = None
     ):
+        super().__init__(merged=merged, push_to_hub=push_to_hub)
         self.folder = Path(folder)
         self.command = command
-        self.merged = merged
-        self.push_to_hub = push_to_hub
         self.seconds = 0.0  # of training with evaluations, over all processes that had a part in the run
 
     def on_fit_start(self, trainer: Trainer, pl_module: GRPOModule) -> None:
-        if not any(isinstance(callback, HeldOutEvaluation) for callback in trainer.callbacks):
-            raise ValueError("callbacks.export reports what callbacks.evaluation measures; leave out both or neither")
-        if self.merged:
-            check_mergeable(pl_module.policy)
-        if self.push_to_hub and trainer.is_global_zero:
-            check_login(self.push_to_hub)
+        super().on_fit_start(trainer, pl_module)
         self._started = perf_counter()
         if trainer.is_global_zero:
             self._print_board(trainer)
