@@ -114,6 +114,8 @@ def test_training_mode_changes_nothing(folder):
 def test_dropout_of_the_adapter_is_refused(tiny_folder):
     with pytest.raises(ValueError, match=r"policy.lora_dropout=0.1: must be 0"):
         tiny(tiny_folder, lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"policy.rank=0: must be at least 1"):
+        tiny(tiny_folder, rank=0)
 
 
 # ---- saved adapters

@@ -13,8 +13,8 @@ from rewards import REWARDS
 
 from rhythm.allocator import keep_freed_memory
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.keys import CONFIGS
 from rhythm.data import PromptData
+from rhythm.keys import CONFIGS
 from rhythm.module import GRPOModule
 from rhythm.seeding import seed_adapter
 from rhythm.types import Rollout

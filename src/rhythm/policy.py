@@ -77,6 +77,8 @@ class Policy(nn.Module):
         super().__init__()
         if lora_dropout:
             raise ValueError(f"policy.lora_dropout={lora_dropout}: must be 0, or the policy ratio would not start at 1")
+        if rank < 1:
+            raise ValueError(f"policy.rank={rank}: must be at least 1")
         if system_prompt is not None and not chat_template:
             raise ValueError("policy.system_prompt is a turn of a conversation: add policy.chat_template=true")
         if full:
