@@ -130,6 +130,25 @@ def test_row_quantiles_interpolate_in_float64_over_defined_tokens():
     torch.testing.assert_close(row_quantile(values, mask, 0.25), expected, rtol=1e-15, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("quantile", "count", "rank"), [(1 - 0.7, 11, 3), (0.28, 26, 7), (0.29, 101, 29), (0.6, 11, 6)]
+)
+def test_a_quantile_that_falls_on_a_token_is_its_value(quantile, count, rank):
+    """Rounding makes of these ranks 3.0000000000000004, 7.000000000000001 and 28.999999999999996."""
+    values = torch.rand(1, count, generator=torch.Generator().manual_seed(0))
+    found = row_quantile(values, torch.ones(1, count, dtype=torch.bool), quantile)
+    assert found.item() == values.sort().values[0, rank].item()
+
+
+@pytest.mark.parametrize("share", [0.3, 1 - 0.7])
+def test_an_introduction_right_at_the_threshold_introduces(share):
+    """Eleven drops; the 0.3 quantile is the fourth from below, the one before the only anchor."""
+    drop = [5.0, 6.0, 7.0, 0.1, 0.2, 0.3, 0.4, 8.0, 9.0, 10.0, 11.0, nan]
+    given = signals(fai=[nan] * 7 + [1.0] + [nan] * 4, waad=[1.0] * 12, drop=drop)
+    strategy = CoupledCredit(lookback=1, drop_quantile=share)
+    assert credit(strategy, given) == [1] * 6 + [1.25, 1.25] + [1] * 4
+
+
 def test_the_default_drop_quantile_is_the_complement_of_the_share():
     assert CoupledCredit(top_fraction=0.25).drop_quantile == 0.75
     assert CoupledCredit(top_fraction=0.25, drop_quantile=0.5).drop_quantile == 0.5

@@ -68,8 +68,16 @@ class CoupledCredit(SelectiveCredit):
 
 
 def row_quantile(values: Tensor, mask: Tensor, quantile: float) -> Tensor:
-    """Return [N, 1], each row's linearly interpolated quantile over its defined tokens; NaN where there is none."""
-    return values.double().masked_fill(~mask, math.nan).nanquantile(quantile, dim=1, keepdim=True)
+    """Return [N, 1] float64, each row's linearly interpolated quantile over its defined tokens; NaN if there are none.
+
+    That of `torch.nanquantile`, but for ranks that rounding has moved off a token: there it is that token's value.
+    """
+    ordered = values.double().masked_fill(~mask, math.nan).sort(dim=1).values  # NaN last
+    rank = quantile * ((~ordered.isnan()).sum(dim=1, keepdim=True) - 1).clamp(min=0).double()
+    # 0.28 * 25 is 7.000000000000001 in floats, a rank beyond the token that the threshold must include.
+    rank = torch.where((rank - rank.round()).abs() < 1e-9, rank.round(), rank)
+    below, above = (ordered.gather(1, place.long()) for place in (rank.floor(), rank.ceil()))
+    return below.lerp(above, rank.frac())
 
 
 def largest_before(values: Tensor, mask: Tensor, lookback: int) -> tuple[Tensor, Tensor]:
