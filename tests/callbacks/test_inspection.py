@@ -12,7 +12,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from rhythm.callbacks.attention_signals import AttentionSignals as Reader
 from rhythm.callbacks.inspection import Inspection, completion_notes, escape, fixed_rollout, histograms
 from rhythm.callbacks.observer import RolloutObserver
-from rhythm.credit import CoupledCredit
+from rhythm.credit import AnchorCredit, CoupledCredit, CreditStrategy, ShuffledCredit
 from rhythm.inspection.maps import mean_maps
 from rhythm.inspection.responses import describe
 from rhythm.policy import Policy
@@ -162,6 +162,41 @@ def test_without_signals_there_is_a_page_all_the_same(tmp_path):
     text = page.read_text()
     assert '"name":"entropy"' in text
     assert '"name":"fai"' not in text
+
+
+class Provider(RolloutObserver):
+    """Fills a signal without a reader of attention: higher along each response."""
+
+    def __init__(self, name):
+        self.provides = frozenset({name})
+
+    def scored(self, module, rollout):
+        mask = rollout.completion_mask
+        setattr(rollout.signals, *self.provides, mask.cumsum(1).float().masked_fill(~mask, torch.nan))
+        return {}
+
+
+class SurpriseCredit(CreditStrategy):
+    requires = frozenset({"surprise"})
+
+    def weights(self, signals, mask):
+        return 1 + (signals.surprise > 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "credit", "others"),
+    [
+        ("fai", AnchorCredit(), []),
+        ("surprise", SurpriseCredit(), []),
+        ("surprise", ShuffledCredit(of=SurpriseCredit()), [Reader(horizon=(2, 20))]),
+    ],
+)
+def test_a_signal_of_ones_own_is_trained_with_and_looked_at(tmp_path, name, credit, others):
+    drawn, settings = Drawn(tmp_path), {"prompts": 2, "max_completion_tokens": 20}
+    callbacks = [drawn, Provider(name), *others]
+    _, watcher = run(callbacks=callbacks, credit=credit, logger=TensorBoardLogger(tmp_path), **settings)
+    assert (watcher.rollout.credit[watcher.rollout.completion_mask] > 1).any()
+    assert {"fresh_1/tokens", "fixed_1/tokens", "fixed_1/curves"} <= drawn.figures.keys()
 
 
 @pytest.mark.parametrize("name", ["fresh", "fixed", "completions"])

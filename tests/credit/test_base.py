@@ -46,6 +46,33 @@ def test_any_object_with_the_required_fields_will_do():
     assert credit.tolist() == [[1, 2, 1, 1], [1, 1, 2, 1]]
 
 
+class SurpriseCredit(CreditStrategy):
+    """Reads what a callback of its own would provide."""
+
+    requires = frozenset({"surprise"})
+
+    def weights(self, signals, mask):
+        return 1 + signals.surprise.nan_to_num()
+
+
+def test_a_strategy_may_read_a_signal_that_is_not_ours():
+    signals = SimpleNamespace(surprise=torch.full(MASK.shape, 0.5))
+    assert SurpriseCredit()(signals, MASK).tolist() == [[1.5, 1.5, 1.5, 1], [1, 1.5, 1.5, 1]]
+    with pytest.raises(
+        ValueError, match=r"reads `surprise`, which nobody provided; add the callback whose `provides` names it$"
+    ):
+        SurpriseCredit()(AttentionSignals(), MASK)
+
+
+def test_weights_are_given_what_is_required_and_nothing_else():
+    class Greedy(Given):
+        def weights(self, signals, mask):
+            return signals.waad
+
+    with pytest.raises(AttributeError, match="waad"):
+        Greedy(result=None)(AttentionSignals(fai=torch.ones(MASK.shape), waad=torch.ones(MASK.shape)), MASK)
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [

@@ -16,6 +16,7 @@ from rhythm.attention.definitions import RECEIVER_GAP, Horizon, Row, SignalSetti
 from rhythm.attention.heads import Groups, HeadSums, Layers, check_groups
 from rhythm.attention.signals import SignalCollector, attention_signals, check_readable
 from rhythm.callbacks.observer import RolloutObserver
+from rhythm.credit.base import OF_ATTENTION
 from rhythm.metrics import Mean, token_mean
 from rhythm.scoring import MicroBatch, to_completion
 from rhythm.types import HeadGroups, Rollout
@@ -40,7 +41,7 @@ class AttentionSignals(RolloutObserver):
         row, sink, min_rows, receiver_gap: what the paper leaves open; see `SignalSettings`.
     """
 
-    provides = frozenset({"waad", "waad_drop", "fai"})
+    provides = OF_ATTENTION
 
     def __init__(
         self,

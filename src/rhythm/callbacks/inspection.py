@@ -159,7 +159,10 @@ def describe_all(module: GRPOModule, rollout: Rollout, rows: range) -> list[Resp
 
 
 def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
-    """One completion of each of some held-out problems, with rewards, signals and credit, but no advantages."""
+    """One completion of each of some held-out problems, with rewards and signals, but no advantages.
+
+    Credit too where it reads entropy and attention alone: what another callback provides is there in training only.
+    """
     problems = module.task.held_out(count)
     prompts = collate_prompts(module.task, module.policy.tokenizer, problems, module.policy.chat)
     with module.policy.folded():
@@ -178,8 +181,9 @@ def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
     reader = attention_reader(module)
     rollout.signals = Signals() if reader is None else reader.read(module, rollout)
     rollout.signals.entropy = entropy
-    seed = derive_seed(module.seed, "credit", module.iteration, module.global_rank)
-    rollout.credit = module.credit(rollout.signals, module.eligible(rollout), seed=seed)
+    if module.credit.requires <= {"entropy", *(() if reader is None else reader.provides)}:
+        seed = derive_seed(module.seed, "credit", module.iteration, module.global_rank)
+        rollout.credit = module.credit(rollout.signals, module.eligible(rollout), seed=seed)
     return rollout
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
-from rhythm.credit import CreditStrategy
+from rhythm.credit.base import CreditStrategy, remedy
 from rhythm.types import Rollout
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class RolloutObserver(Callback, ABC):
     every rank enters; in `learned` weights are whole.
     """
 
-    provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills
+    provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills, new ones included
 
     @contextmanager
     def scoring(self, module: GRPOModule, batch: MicroBatch) -> Iterator[None]:
@@ -52,7 +52,7 @@ def check_signals(credit: CreditStrategy, callbacks: Iterable[Callback]) -> None
     missing = credit.requires.difference({"entropy"}, *(observer.provides for observer in observers))
     if missing:
         names = ", ".join(f"`{name}`" for name in sorted(missing))
-        raise ValueError(f"{credit.name} credit reads {names}, which no callback provides; add callbacks=attention")
+        raise ValueError(f"{credit.name} credit reads {names}, which no callback provides; {remedy(missing)}")
 
 
 class Observers:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from rhythm.types import AttentionSignals
 
 Select = Literal["top", "bottom"]
+OF_ATTENTION = frozenset({"waad", "waad_drop", "fai"})  # the signals that callbacks=attention provides
 
 
 class CreditStrategy(ABC):
@@ -25,7 +27,7 @@ class CreditStrategy(ABC):
     keywords of `weights`, and draws by `row_noise`.
     """
 
-    requires: frozenset[str] = frozenset()  # names of fields of AttentionSignals
+    requires: frozenset[str] = frozenset()  # fields of rollout.signals: of AttentionSignals, or what a callback adds
     selects_by: frozenset[str] | None = None  # those whose tokens can be selected; None is all of them
     seeded: bool = False
 
@@ -53,7 +55,7 @@ class CreditStrategy(ABC):
         self._check_signals(signals, mask)
         keys = {"seed": seed, "rows": _row_numbers(rows, len(mask))} if self.seeded else {}
         read = {field: getattr(signals, field).masked_fill(~mask, math.nan) for field in self.requires}
-        weights = self.weights(AttentionSignals(**read), mask, **keys)
+        weights = self.weights(SimpleNamespace(**read), mask, **keys)
         if weights.shape != mask.shape:
             raise ValueError(f"{self.name} credit has shape {tuple(weights.shape)}, its mask {tuple(mask.shape)}")
         if weights.requires_grad:
@@ -83,8 +85,8 @@ class CreditStrategy(ABC):
         for field in sorted(self.requires):
             signal = getattr(signals, field, None)
             if signal is None:
-                remedy = "the scoring pass computes it" if field == "entropy" else "add callbacks=attention"
-                raise ValueError(f"{self.name} credit reads `{field}`, which nobody provided; {remedy}")
+                mend = "the scoring pass computes it" if field == "entropy" else remedy({field})
+                raise ValueError(f"{self.name} credit reads `{field}`, which nobody provided; {mend}")
             if signal.shape != mask.shape:
                 shapes = f"{tuple(signal.shape)}, its mask {tuple(mask.shape)}"
                 raise ValueError(f"{self.name} credit reads `{field}`, which has shape {shapes}")
@@ -109,6 +111,13 @@ class SelectiveCredit(CreditStrategy):
         self.top_fraction = top_fraction
         self.amplification = amplification
         self.select = select
+
+
+def remedy(fields: Iterable[str]) -> str:
+    """What to add to a run in which nobody provides these signals."""
+    return (
+        "add callbacks=attention" if OF_ATTENTION.issuperset(fields) else "add the callback whose `provides` names it"
+    )
 
 
 def top_tokens(scores: Tensor, mask: Tensor, fraction: float, select: Select = "top") -> Tensor:
