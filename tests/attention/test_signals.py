@@ -198,6 +198,26 @@ def test_a_probe_hears_its_own_model_only(qwen3):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("own", [{"sink": "drop"}, {"horizon": (2, None)}, {"window": 40}])
+@pytest.mark.parametrize("banded_first", [True, False])
+@torch.no_grad()
+def test_a_collector_reads_by_its_own_settings_beside_one_that_reads_a_band(qwen3, own, banded_first, monkeypatch):
+    batch = ragged_batch(prompts=[5], completions=[40])
+    alone = attention_signals(qwen3, *inputs(batch), **SETTINGS | own)
+    monkeypatch.setattr("rhythm.attention.signals.BAND_FROM", 16)
+    band = SignalCollector(qwen3, SignalSettings(window=3, horizon=(2, 6)), layers="all")
+    plain = {name: value for name, value in (SETTINGS | own).items() if name != "layers"}
+    whole = SignalCollector(qwen3, SignalSettings(**plain), layers="all")
+    first, second = (band, whole) if banded_first else (whole, band)
+    with first.reading(batch.completion_mask), second.reading(batch.completion_mask):
+        qwen3(input_ids=batch.input_ids)
+    ((waad, fai),) = whole.finish().batches
+    close(waad, alone.waad, equal_nan=True)
+    close(fai, alone.fai, equal_nan=True)
+    expected = attention_signals(qwen3, *inputs(batch), **SETTINGS)  # the band's own, read from a band too
+    close(band.finish().batches[0][1], expected.fai, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_that_is_never_reached_is_an_error(qwen3):
     batch = ragged_batch()
     model = copy.deepcopy(qwen3)

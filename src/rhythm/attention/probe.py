@@ -46,6 +46,9 @@ class _Probe:
     sums_from: int | None
     reached: set[int] = field(default_factory=set)
 
+    def wants_sums(self, length: int) -> bool:
+        return self.sums_from is not None and length >= self.sums_from
+
 
 _open_probes: ContextVar[tuple[_Probe, ...]] = ContextVar("rhythm_open_probes", default=())
 
@@ -107,15 +110,15 @@ def _attention(
         if reason := _unreadable(module, query, key, attention_mask, kwargs):
             raise ValueError(f"{probe.name}: {reason}")
     listening = [probe for probe in listening if layer in probe.layers]
-    scaling, sums, output = kwargs.get("scaling"), None, None
-    wanted = any(probe.sums_from is not None and query.shape[2] >= probe.sums_from for probe in listening)
-    if wanted and fused.fits(query, key, value, attention_mask):
+    scaling, sums, output, length = kwargs.get("scaling"), None, None, query.shape[2]
+    if any(probe.wants_sums(length) for probe in listening) and fused.fits(query, key, value, attention_mask):
         output, sums = fused.attention_with_sums(query, key, value, scaling)
     for probe in listening:
         if layer in probe.reached:
             raise ValueError(f"{probe.name}: layer {layer} ran twice; open one probe for each forward pass")
         probe.reached.add(layer)
-        probe.listen(LayerInput(layer, query.detach(), key.detach(), attention_mask, scaling, sums))
+        told = sums if probe.wants_sums(length) else None
+        probe.listen(LayerInput(layer, query.detach(), key.detach(), attention_mask, scaling, told))
     if output is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
