@@ -21,7 +21,8 @@ def a_run(tmp_path):
     def make(name, credit="Anchor", seed=0, values=(0.2, 0.4), correct=None, **settings):
         folder = tmp_path / name
         config = {"seed": seed, "learning_rate": 1e-3, "output_dir": str(folder), "iterations": 20, "eval_every": 10}
-        config |= {"credit": {"_target_": f"rhythm.credit.{credit}Credit"}, "task": {"count": 3}} | settings
+        credit = credit if isinstance(credit, dict) else {"_target_": f"rhythm.credit.{credit}Credit"}
+        config |= {"credit": credit, "task": {"count": 3}} | settings
         config["algorithm"] = {"seed": seed, "optimizer": {"lr": config["learning_rate"]}}
         config.setdefault("callbacks", {})["export"] = {"folder": str(folder)}
         folder.mkdir()
@@ -53,6 +54,30 @@ def test_arms_are_named_by_what_differs(a_run):
     assert list(found) == ["anchor learning_rate=0.001", "anchor learning_rate=0.01", "uniform learning_rate=0.001"]
     found = load(a_run("d", credit="Uniform", seed=4), a_run("e", iterations=40))
     assert list(found) == ["uniform iterations=20", "anchor iterations=40"]
+
+
+def test_a_key_that_is_null_says_what_one_that_is_absent_does(a_run):
+    found = load(a_run("a"), a_run("b", seed=1, lower=None), a_run("c", credit="Uniform", above={"lower": None}))
+    assert {name: len(group) for name, group in found.items()} == {"anchor": 2, "uniform": 1}
+    with pytest.raises(ValueError, match="another run has its settings and its seed"):
+        load(a_run("d"), a_run("e", lower=None))
+
+
+def test_credits_of_one_name_are_told_apart_by_where_they_are_from(a_run):
+    mine = {"_target_": "mine.AnchorCredit", "strength": 2}
+    runs = [a_run("a"), a_run("b", credit=mine), a_run("c", credit="Uniform"), a_run("d", seed=1)]
+    found = load(*runs)
+    assert list(found) == [
+        "anchor credit._target_='rhythm.credit.AnchorCredit' credit.strength=None",
+        "anchor credit._target_='mine.AnchorCredit' credit.strength=2",
+        "uniform",
+    ]
+    assert [len(group) for group in found.values()] == [2, 1, 1]
+
+
+def test_a_number_and_its_digits_as_text_are_two_arms(a_run):
+    found = load(a_run("a", version=1), a_run("b", version="1"))
+    assert list(found) == ["anchor version=1 version=1", "anchor version=1 version='1'"]
 
 
 def test_runs_measured_on_other_problems_are_other_arms(a_run):

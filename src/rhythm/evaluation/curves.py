@@ -33,7 +33,7 @@ class Run:
 
     folder: Path
     seed: int
-    settings: dict[str, Any]  # dotted keys of its config, without the seed and what changes no result
+    settings: dict[str, Any]  # dotted keys of its config, without the seed, what changes no result, and what is null
     curve: dict[int, float]  # iteration -> value
     solved: dict[int, list[float]]  # of the last iteration the share of right samples of each problem, where it is told
 
@@ -47,7 +47,9 @@ class Run:
         if tag not in events.Tags()["scalars"]:
             raise ValueError(f"{folder}: no `{tag}` in its TensorBoard events; there is {_likely(events, tag)}")
         solved = _solved(folder / "metrics.json") if tag == "eval/pass@1" else {}
-        told = {key: value for key, value in config.items() if not isinstance(value, dict) and not _apart(key)}
+        told = {
+            key: value for key, value in config.items() if not (value is None or isinstance(value, dict) or _apart(key))
+        }
         curve = {event.step: event.value for event in events.Scalars(tag)}
         return cls(folder, int(config["seed"]), told, curve, solved)
 
@@ -68,13 +70,13 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
         same = next((group for group in grouped if group[0].settings == run.settings), None)
         grouped.append([run]) if same is None else same.append(run)
     found = {}
-    for group in grouped:
+    for name, group in zip(_names(grouped), grouped, strict=True):
         group.sort(key=lambda run: run.seed)
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
             twice = next(run.folder for run in group if seeds.count(run.seed) > 1)
             raise ValueError(f"{twice}: another run has its settings and its seed; name one of the two")
-        found[_name(group[0], grouped)] = group
+        found[name] = group
     return found
 
 
@@ -168,6 +170,17 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
+def _names(grouped: Sequence[Sequence[Run]]) -> list[str]:
+    """A name for each arm; those that would share one have every setting behind it in which they differ."""
+    short = [_name(group[0], grouped) for group in grouped]
+    names = []
+    for name, group in zip(short, grouped, strict=True):
+        alike = [other for other, its in zip(grouped, short, strict=True) if its == name]
+        more = [f"{key}={group[0].settings.get(key)!r}" for key in _differing(alike)]
+        names.append(" ".join([name, *more]))
+    return names
+
+
 def _name(run: Run, grouped: Sequence[Sequence[Run]]) -> str:
     """The arm's credit, and the settings in which it differs from the others, or from others with that credit."""
     target = run.settings.get("credit._target_", "")
@@ -181,7 +194,7 @@ def _name(run: Run, grouped: Sequence[Sequence[Run]]) -> str:
 def _differing(grouped: Sequence[Sequence[Run]]) -> list[str]:
     """The keys that differ; of those that differ in the same way, such as an interpolation and its source, one."""
     settings = [group[0].settings for group in grouped]
-    values = {key: tuple(str(mine.get(key)) for mine in settings) for key in set().union(*settings)}
+    values = {key: tuple(repr(mine.get(key)) for mine in settings) for key in set().union(*settings)}
     patterns = {values[key]: key for key in sorted(values, key=lambda key: (len(key), key), reverse=True)}
     return sorted(key for pattern, key in patterns.items() if len(set(pattern)) > 1)
 
