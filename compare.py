@@ -1,6 +1,7 @@
 """Learning curves of runs overlaid, and their arms compared in pairs: `python compare.py logs/anchor/* ...`.
 
-Or what eval.py wrote, problem by problem: `python compare.py base.json adapter.json`.
+Or what eval.py wrote, problem by problem: `python compare.py base.json adapter.json`. Intervals are 95%; that of
+P(better), by bootstrap over runs, is told from six runs an arm, since of fewer it would be far too narrow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from rhythm.evaluation.comparison import (
     Comparison,
+    brackets,
     compare,
     corrected,
     improvement_interval,
@@ -83,8 +85,8 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
     for name in (name for name in others if seeds[name]):
         both = [[run.curve[iteration] for run in found[arm]] for arm in (name, first)]
         chance = probability_of_improvement(*map(np.array, both))
-        low, high = improvement_interval(*both)
-        print(f"P({name} > {first}): {chance:.2f} [{low:.2f}, {high:.2f}]")
+        bounds = brackets(improvement_interval(*both), ".2f", unknown="")
+        print(f"P({name} > {first}): {chance:.2f} {bounds}".rstrip())
     tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
         if not seeds[name] and not problems[name]:
@@ -105,7 +107,7 @@ def level(values: Sequence[float]) -> str:
     told = f"{sum(values) / len(values):.4f}"
     if len(values) == 1:
         return f"{told}, 1 seed"
-    told = "{} [{:.4f}, {:.4f}], {} seeds".format(told, *student_interval(values), len(values))
+    told = f"{told} {brackets(student_interval(values), '.4f')}, {len(values)} seeds"
     return told if len(values) < 4 else f"{told}, interquartile mean {interquartile_mean(values):.4f}"
 
 

@@ -4,7 +4,7 @@ Beside its arms a study.yaml names the `baseline` that every arm is compared wit
 two arms that were fixed before the first run, `primary`, each tested alone, and `secondary`. These and all arms against
 the baseline are one family, whose p-values are corrected by Holm's procedure. Prints Markdown; draws curves.png and
 forest.png there. Intervals are 95% and of each number alone: Student's over seeds, of P(better) and of the
-interquartile mean by bootstrap.
+interquartile mean by bootstrap, told from six seeds an arm, since of fewer they would be far too narrow.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import yaml
 
 from rhythm.evaluation.comparison import (
     Comparison,
+    brackets,
     compare,
     corrected,
     improvement_interval,
@@ -134,7 +135,10 @@ def _rows(folder: Path, at: int | None) -> pd.DataFrame:
 
 
 def arms_table(results: Results) -> str:
-    """Markdown: a line an arm. Percent are of pass@1 after the last iteration, over all seeds."""
+    """Markdown: a line an arm. Percent are of pass@1 after the last iteration, over all seeds.
+
+    Interquartile mean and P(better) stand alone where the seeds are too few for their intervals.
+    """
     columns = ["arm", "seeds", "pass@1, %", "interquartile mean", f"against {results.baseline}, points", "corrected p"]
     columns += ["P(better)", "well-formed, %", "gradient norm", "entropy-weighted credit"]
     lines = [columns, ["---"] * len(columns)]
@@ -142,8 +146,9 @@ def arms_table(results: Results) -> str:
     for arm in results.shown:
         raw = results.final(arm).to_numpy()
         scores = raw * 100
-        cells = [f"`{arm}`", str(len(scores)), f"{scores.mean():.1f} {interval(student_interval(scores))}"]
-        cells += [f"{interquartile_mean(scores):.1f} {interval(interquartile_interval(scores))}"]
+        cells = [f"`{arm}`", str(len(scores)), f"{scores.mean():.1f} {brackets(student_interval(scores), '.1f')}"]
+        middle = brackets(interquartile_interval(scores), ".1f", unknown="")
+        cells += [f"{interquartile_mean(scores):.1f} {middle}".rstrip()]
         if arm == results.baseline:
             cells += ["", "", ""]
         else:
@@ -151,16 +156,12 @@ def arms_table(results: Results) -> str:
             p = seen.level.removeprefix("= ") if seen else "primary"
             seen = seen or results.compare(arm, results.baseline)
             chance = float(probability_of_improvement(raw, base))
-            cells += [f"{seen.difference:+.1f} {interval((seen.low, seen.high), '+.1f')}", p]
-            cells += [f"{chance:.2f} {interval(improvement_interval(raw, base), '.2f')}"]
+            cells += [f"{seen.difference:+.1f} {brackets((seen.low, seen.high), '+.1f')}", p]
+            cells += [f"{chance:.2f} {brackets(improvement_interval(raw, base), '.2f', unknown='')}".rstrip()]
         cells += [f"{100 * results.final(arm, 'well_formed').mean():.1f}"]
         cells += [f"{results.trained_mean(arm, name):.3f}" for name in ("grad_norm", "credit_entropy_weighted")]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def interval(bounds: tuple[float, float], form: str = ".1f") -> str:
-    return "[{}, {}]".format(*(format(bound, form) for bound in bounds))
 
 
 def contrasts(results: Results) -> str:
@@ -177,11 +178,12 @@ def contrasts(results: Results) -> str:
 def line(seen: Comparison, ours: str, theirs: str, family: int = 1) -> str:
     """One contrast; of a family its p is corrected, its interval is of it alone, and its power is Bonferroni's."""
     verdict = "distinguishable" if seen.distinguishable else "not distinguishable"
-    found = smallest_difference(seen.spread, seen.pairs, level=0.05 / family)
+    smallest = smallest_difference(seen.spread, seen.pairs, level=0.05 / family)
+    found = "an unknown difference" if np.isnan(smallest) else f"{smallest:.1f} points"
     p = "corrected p" if family > 1 else "p"
     return (
-        f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points {interval((seen.low, seen.high), '+.1f')}, "
-        f"{p} {seen.level}, {seen.pairs} pairs: **{verdict}**. With 80% power {found:.1f} points would be found."
+        f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points {brackets((seen.low, seen.high), '+.1f')}, "
+        f"{p} {seen.level}, {seen.basis}: **{verdict}**. With 80% power {found} would be found."
     )
 
 
@@ -197,7 +199,9 @@ def draw_curves(results: Results, path: Path) -> None:
     for axis, arm in zip(axes.flat, results.shown, strict=False):
         curves = results.of(arm).groupby("iteration")["pass@1"]
         mean = curves.mean() * 100
-        low, high = np.array([student_interval(scores) for _, scores in curves]).T * 100
+        start = mean.where(mean.index == 0)  # where all seeds are one policy
+        bounds = pd.DataFrame([student_interval(scores) for _, scores in curves], mean.index) * 100
+        low, high = (bounds[side].fillna(start) for side in bounds)
         axis.plot(base.index, base, color="#AAAAAA", linewidth=1.5)
         axis.plot(mean.index, mean, color=BLUE, linewidth=1.5)
         axis.fill_between(mean.index, low, high, color=BLUE, alpha=0.2, linewidth=0)

@@ -1,12 +1,18 @@
+from math import nan
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from rhythm.evaluation import comparison
 from rhythm.evaluation.comparison import (
+    ENOUGH,
+    brackets,
     compare,
     corrected,
     holm,
     improvement_interval,
+    interquartile_interval,
     interquartile_mean,
     probability_of_improvement,
     sign_flip_p,
@@ -30,9 +36,16 @@ def test_pairs_that_all_differ_alike_are_told_nothing_by_student():
     seen = compare([0.3, 0.5], [0.2, 0.4], student=True)
     assert seen.difference == pytest.approx(0.1)
     assert np.isnan([seen.low, seen.high, seen.p]).all()
-    assert str(seen) == "+0.1000 [+nan, +nan], p = nan, 2 pairs: not distinguishable"
+    assert str(seen) == "+0.1000 [unknown], p unknown, 2 pairs that all differ alike: not distinguishable"
     same = compare([0.3, 0.5], [0.3, 0.5], student=True)
-    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+    assert np.isnan([same.low, same.high]).all()
+    assert str(same) == "+0.0000 [unknown], p = 1.000, 2 pairs that all differ alike: not distinguishable"
+
+
+def test_resampling_pairs_that_all_differ_alike_tells_no_interval_either():
+    seen = compare(np.arange(10) + 0.1, np.arange(10.0))
+    assert np.isnan([seen.low, seen.high]).all()
+    assert str(seen) == "+0.1000 [unknown], p = 0.002, 10 pairs that all differ alike"  # 2 of 2¹⁰ signs
 
 
 def test_the_signs_of_pairs_give_p_by_hand():
@@ -52,16 +65,46 @@ def test_improvement_counts_pairs_and_halves_ties():
     assert probability_of_improvement(ours, theirs) == pytest.approx(by_rank)
 
 
-def test_the_interval_of_improvement_covers_the_truth_about_as_often_as_it_says():
-    """Normal scores one standard deviation apart improve with probability Φ(1/√2); twenty runs an arm."""
-    truth = stats.norm.cdf(0.5**0.5)
+@pytest.mark.parametrize("runs", [ENOUGH, 10, 20])
+def test_resampled_intervals_cover_the_truth_about_as_often_as_they_say(runs, monkeypatch):
+    """Normal scores one standard deviation apart improve with probability Φ(1/√2)."""
+    monkeypatch.setattr(comparison, "RESAMPLES", 1000)
+    truth = {"improvement": stats.norm.cdf(0.5**0.5), "mean": 0.0}
     draw = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        low, high = improvement_interval(draw.normal(1, 1, 20), draw.normal(0, 1, 20), seed=trial)
-        covered += low <= truth <= high
-    assert 0.88 <= covered / 200 <= 0.99
-    assert improvement_interval([2.0, 3.0], [0.0, 1.0]) == (1.0, 1.0)
+    covered = {name: [] for name in truth}
+    for trial in range(300):
+        ours, theirs = draw.normal(1, 1, runs), draw.normal(0, 1, runs)
+        found = {
+            "improvement": improvement_interval(ours, theirs, seed=trial),
+            "mean": interquartile_interval(theirs, seed=trial),
+        }
+        for name, (low, high) in found.items():
+            if not np.isnan(low):
+                covered[name].append(low <= truth[name] <= high)
+    for inside in covered.values():
+        assert len(inside) > 0.9 * 300
+        assert 0.88 <= np.mean(inside) <= 0.98
+
+
+def test_a_few_runs_resampled_tell_no_interval():
+    """Of two runs an arm every other interval of P(better) would miss."""
+    few, enough = np.arange(ENOUGH - 1.0), np.arange(float(ENOUGH))
+    for low, high in (
+        improvement_interval(few, enough),
+        improvement_interval(enough, few),
+        interquartile_interval(few),
+    ):
+        assert np.isnan([low, high]).all()
+    for low, high in (improvement_interval(enough, enough), interquartile_interval(enough)):
+        assert low < high
+    apart, alike = improvement_interval(enough + 100, enough), interquartile_interval(np.ones(ENOUGH))
+    assert np.isnan([*apart, *alike]).all()  # every draw says the same
+
+
+def test_an_interval_that_is_not_known_is_a_word():
+    assert brackets((0.25, 0.5), ".2f") == "[0.25, 0.50]"
+    assert brackets((nan, nan), ".2f") == "[unknown]"
+    assert brackets((nan, nan), ".2f", unknown="") == ""
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
@@ -112,6 +155,11 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(difference, 2.0, size=(4000, 10))
     t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(10))
     assert np.mean(np.abs(t) > 2.262) == pytest.approx(0.8, abs=0.02)
+
+
+def test_what_would_be_found_is_not_known_where_pairs_do_not_spread():
+    assert np.isnan(smallest_difference(0.0, 5))
+    assert np.isnan(smallest_difference(1e-15, 5))
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 4, 50])

@@ -1,14 +1,16 @@
 import dataclasses
 import json
+import re
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 import compare as script
-from rhythm.evaluation.curves import Run, arms, last_common, over_problems, over_seeds, table
+from rhythm.evaluation.curves import Run, arms, draw, last_common, over_problems, over_seeds, table
 from rhythm.evaluation.metrics import student_interval
 
 TAG = "eval/pass@1"
@@ -98,6 +100,17 @@ def test_a_row_for_each_arm_and_iteration(a_run):
     assert rows.loc["anchor", 10][["seed 0", "seed 1"]].fillna(-1).tolist() == [0.5, -1]
 
 
+def test_seeds_that_agree_have_no_interval_and_the_band_begins_at_a_point(a_run):
+    """Before the first iteration all seeds are one policy."""
+    curves = [(0.2, 0.4, 0.5), (0.2, 0.4, 0.7)]
+    rows = table(load(*(a_run(f"a{seed}", seed=seed, values=values) for seed, values in enumerate(curves))))
+    assert rows.low.isna().tolist() == rows.high.isna().tolist() == [True, True, False]
+    (band,) = draw(rows, "pass@1").axes[0].collections
+    points = np.concatenate([path.vertices for path in band.get_paths()])
+    assert set(points[:, 0]) == {0, 20}
+    assert points[points[:, 0] == 0, 1] == pytest.approx(0.2)
+
+
 def test_runs_are_compared_where_all_have_come_to(a_run):
     runs = [Run.load(a_run(f"a{i}", values=values), TAG) for i, values in enumerate([(0.2, 0.4, 0.5), (0.2, 0.3)])]
     assert last_common(runs) == 10
@@ -160,12 +173,24 @@ def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
     call(monkeypatch, *theirs, *ours, "--output", tmp_path / "out")
     out = capsys.readouterr().out
     assert f"after iteration 10, the last that all of them have: {theirs[0]} ends at 10, {theirs[1]} ends at 10" in out
-    assert "uniform: 0.4000 [0.4000, 0.4000], 2 seeds" in out
+    assert "uniform: 0.4000 [unknown], 2 seeds" in out  # both have it: nothing says how far others would be
     assert "anchor − uniform: +0.0500 [" in out
     assert "2 seeds: not distinguishable" in out
-    assert "P(anchor > uniform): 0.75 [0.50, 1.00]" in out
+    assert "P(anchor > uniform): 0.75\n" in out  # two runs an arm say nothing about its interval
     assert len(pd.read_csv(tmp_path / "out" / "compare.csv")) == 5
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
+
+
+def test_how_probable_an_improvement_is_has_an_interval_from_six_runs_an_arm(a_run, tmp_path, monkeypatch, capsys):
+    folders = [
+        a_run(f"{credit}{seed}", credit=credit, seed=seed, values=(0.2, 0.4 + (7 * seed + shift) % 10 / 50))
+        for credit, shift in (("Uniform", 0), ("Anchor", 3))
+        for seed in range(6)
+    ]
+    call(monkeypatch, *folders, "--output", tmp_path / "out")
+    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d \[0\.\d\d, \d\.\d\d\]$", capsys.readouterr().out, re.MULTILINE)
+    call(monkeypatch, *folders[1:], "--output", tmp_path / "out")
+    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_of_several_arms_what_is_told_apart_is_so_after_holm(a_run, tmp_path, monkeypatch, capsys):

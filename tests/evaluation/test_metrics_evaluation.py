@@ -56,8 +56,8 @@ def test_the_interval_is_around_the_mean_and_the_same_every_time():
 def test_the_interval_of_a_few_seeds_by_hand():
     # Mean 2 and standard error 1/√3 of 1, 2, 3; t of 2 degrees of freedom leaves 2.5% above 4.3027.
     assert student_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
-    assert student_interval([0.5, 0.5]) == (0.5, 0.5)
-    assert all(map(math.isnan, student_interval([0.5])))
+    for alone in ([0.5], [0.5, 0.5], [0.5 - 0.4, 0.3 - 0.2]):  # one, alike, alike but for rounding: no spread is seen
+        assert all(map(math.isnan, student_interval(alone)))
 
 
 def test_the_metric_accumulates_problems():

@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import report, study
-from rhythm.evaluation.comparison import holm, smallest_difference
+from rhythm.evaluation.comparison import compare, holm, smallest_difference
 
 ARMS = ("uniform", "coupled", "shuffled_coupled", "anchor")
 
@@ -232,7 +232,44 @@ def test_equal_scores_are_ties_whatever_their_rounding(tmp_path):
         trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0", "well_formed": "1.0"}
         for seed in range(2):
             ours.add([row(arm, seed, 0, 0.1), row(arm, seed, 20, 0.0007 + 0.28 * seed, **trained)])
-    assert cells_by_arm(report.Results.load(tmp_path))["coupled"][5].startswith("0.50 ")
+    assert cells_by_arm(report.Results.load(tmp_path))["coupled"][5] == "0.50"
+
+
+def unfinished(folder, seeds, score, **changes):
+    """Results of the seeds that each arm has so far."""
+    ours = described(folder, **changes)
+    trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0", "well_formed": "1.0"}
+    for arm, those in seeds.items():
+        for seed in those:
+            ours.add([row(arm, seed, 0, 0.2), row(arm, seed, 20, score(arm, seed), **trained)])
+    return report.Results.load(folder)
+
+
+def spread(arm, seed):
+    return 0.3 + 0.01 * ARMS.index(arm) + (3 * seed + ARMS.index(arm)) % 5 / 100
+
+
+def test_the_two_resampled_intervals_are_told_from_six_seeds_an_arm(tmp_path):
+    few = cells_by_arm(unfinished(tmp_path / "few", dict.fromkeys(ARMS, range(5)), spread))
+    assert ["[" in cell for cell in few["anchor"][1:6]] == [True, False, True, False, False]  # Student's alone
+    enough = cells_by_arm(unfinished(tmp_path / "enough", dict.fromkeys(ARMS, range(6)), spread))
+    assert ["[" in cell for cell in enough["anchor"][1:6]] == [True, True, True, False, True]
+
+
+def test_where_no_spread_was_seen_nothing_is_sure(tmp_path):
+    """Every seed gains a point: the intervals, p and the power are unknown rather than zero or NaN."""
+    seen = compare([30, 31], [29, 30], student=True)
+    assert report.line(seen, "a", "b") == (
+        "- `a` against `b`: +1.0 points [unknown], p unknown, 2 pairs that all differ alike: **not distinguishable**. "
+        "With 80% power an unknown difference would be found."
+    )
+    score = {"uniform": 0.30, "coupled": 0.31, "shuffled_coupled": 0.31, "anchor": 0.31}
+    found = unfinished(tmp_path, dict.fromkeys(ARMS, range(6)), lambda arm, seed: score[arm])
+    cells = cells_by_arm(found)["anchor"]
+    assert cells[1:6] == ["31.0 [unknown]", "31.0", "+1.0 [unknown]", "unknown", "1.00"]
+    assert "nan" not in report.contrasts(found)
+    report.draw_curves(found, tmp_path / "curves.png")
+    report.draw_forest(found, tmp_path / "forest.png")
 
 
 def test_results_that_cannot_be_read_are_a_failure_of_that_run(tmp_path):

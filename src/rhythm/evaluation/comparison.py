@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from rhythm.evaluation.metrics import bootstrap_interval, student_interval
+from rhythm.evaluation.metrics import ROUNDING, bootstrap_interval, student_interval
 from rhythm.seeding import derive_seed
 
 RESAMPLES = 10_000
-ROUNDING = 1e-12  # differences closer than this are equal
+ENOUGH = 6  # runs of an arm from which resampling them tells an interval: of five, 95% are 90%, of two 50 to 70%
+UNKNOWN = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,25 @@ class Comparison:
 
     @property
     def level(self) -> str:
-        """What p is, or is below."""
+        """What p is, or is below, or that it is unknown."""
+        if np.isnan(self.p):
+            return "unknown"
         return "< 0.001" if self.p < 0.001 else f"= {self.p:.3f}"
 
+    @property
+    def basis(self) -> str:
+        """How many pairs there are, and whether they say nothing about the spread."""
+        return f"{self.pairs} {self.unit}{' that all differ alike' if self.spread < ROUNDING else ''}"
+
     def __str__(self) -> str:
-        bounds = f"[{self.low:+.4f}, {self.high:+.4f}]"
-        told = f"{self.difference:+.4f} {bounds}, p {self.level}, {self.pairs} {self.unit}"
+        bounds = brackets((self.low, self.high), "+.4f")
+        told = f"{self.difference:+.4f} {bounds}, p {self.level}, {self.basis}"
         return told if self.distinguishable else f"{told}: not distinguishable"
+
+
+def brackets(bounds: tuple[float, float], form: str, unknown: str = "[unknown]") -> str:
+    """An interval as text, or `unknown` where it is NaN."""
+    return unknown if np.isnan(bounds).any() else "[{}, {}]".format(*(format(bound, form) for bound in bounds))
 
 
 def compare(
@@ -67,8 +80,8 @@ def compare(
         raise ValueError("one pair says nothing about the spread: compare at least two problems or seeds")
     differences = ours - theirs
     low, high = student_interval(differences) if student else bootstrap_interval(differences, seed=seed)
-    if student and _constant(differences) and differences.any():
-        low = high = float("nan")  # t knows no spread of zero: two pairs that differ alike are a coincidence
+    if _constant(differences):
+        low, high = UNKNOWN  # that no spread was seen is not that there is none: it may be a coincidence
     p = student_p(differences) if student else sign_flip_p(differences, seed=seed)
     return Comparison(float(differences.mean()), low, high, p, float(differences.std(ddof=1)), len(differences), unit)
 
@@ -103,12 +116,14 @@ def probability_of_improvement(ours: NDArray, theirs: NDArray) -> NDArray:
 
 
 def improvement_interval(ours: ArrayLike, theirs: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of P(ours > theirs), by resampling the runs of each arm, [n] and [m], for itself."""
+    """95% percentile interval of P(ours > theirs), by resampling the runs of each arm, [n] and [m], for itself.
+
+    NaN twice where n or m is below ENOUGH, and where every draw says the same, as of arms that lie wholly apart.
+    """
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
     arms = (np.asarray(ours, float), np.asarray(theirs, float))
     resampled = (arm[draw.integers(len(arm), size=(RESAMPLES, len(arm)))] for arm in arms)
-    low, high = np.quantile(probability_of_improvement(*resampled), [0.025, 0.975])
-    return float(low), float(high)
+    return _percentiles(probability_of_improvement(*resampled)) if min(map(len, arms)) >= ENOUGH else UNKNOWN
 
 
 def interquartile_mean(values: ArrayLike) -> float:
@@ -117,12 +132,14 @@ def interquartile_mean(values: ArrayLike) -> float:
 
 
 def interquartile_interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of the interquartile mean of [n], by bootstrap."""
+    """95% percentile interval of the interquartile mean of [n], by bootstrap.
+
+    NaN twice where n is below ENOUGH, and where all values are equal.
+    """
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
     values = np.asarray(values, float)
     resampled = values[draw.integers(len(values), size=(RESAMPLES, len(values)))]
-    low, high = np.quantile(stats.trim_mean(resampled, 0.25, axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    return _percentiles(stats.trim_mean(resampled, 0.25, axis=1)) if len(values) >= ENOUGH else UNKNOWN
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -141,11 +158,13 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def smallest_difference(spread: float, pairs: int, power: float = 0.8, level: float = 0.05) -> float:
-    """The true mean difference that a two-sided paired t test finds with this power.
+    """The true mean difference that a two-sided paired t test finds with this power; NaN where no spread was seen.
 
     Args:
         spread: standard deviation of the pairs' differences.
     """
+    if spread < ROUNDING:
+        return float("nan")
     freedom = pairs - 1
     critical = stats.t.ppf(1 - level / 2, freedom)
 
@@ -154,6 +173,14 @@ def smallest_difference(spread: float, pairs: int, power: float = 0.8, level: fl
         return stats.nct.sf(critical, freedom, noncentrality) + wrong_side - power
 
     return float(optimize.brentq(missing, 0.0, 30.0) * spread / np.sqrt(pairs))
+
+
+def _percentiles(drawn: NDArray) -> tuple[float, float]:
+    """The middle 95% of [draws]; NaN twice where all are equal."""
+    if _constant(drawn):
+        return UNKNOWN
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _constant(differences: NDArray) -> bool:

@@ -94,7 +94,10 @@ def last_common(runs: Sequence[Run]) -> int:
 
 
 def table(found: dict[str, list[Run]]) -> pd.DataFrame:
-    """A row for each arm and iteration: n seeds, their mean with its 95% interval, Student's, and each seed's value."""
+    """A row for each arm and iteration: n seeds, their mean with its 95% interval, Student's, and each seed's value.
+
+    The interval is NaN where there is one seed, or all agree.
+    """
     rows = []
     for name, group in found.items():
         for iteration in sorted(set().union(*(run.curve for run in group))):
@@ -160,7 +163,9 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
         line = {"marker": "o", "markersize": 3, "color": colour, "label": f"{name} ({seeds})"}
         axes.plot(whole.iteration, whole["mean"], style, **line)
         if seeds > 1:
-            axes.fill_between(whole.iteration, whole.low, whole.high, color=colour, alpha=0.15, linewidth=0)
+            start = whole["mean"].where(whole.iteration == 0)  # where all seeds are one policy
+            low, high = whole.low.fillna(start), whole.high.fillna(start)
+            axes.fill_between(whole.iteration, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="iteration", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)

@@ -12,6 +12,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from rhythm.seeding import derive_seed
 
+ROUNDING = 1e-12  # values closer than this are equal
+
 
 def pass_at_k(correct: Tensor, k: int) -> Tensor:
     """The unbiased estimate 1 − C(n−c, k) / C(n, k) of Chen et al. (arXiv:2107.03374), for each problem.
@@ -42,12 +44,12 @@ def bootstrap_interval(
 
 
 def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of `values` [n]; NaN twice where n < 2.
+    """Student's interval of the mean of `values` [n]; NaN twice where n < 2 or all are equal, which tells no spread.
 
     For a few seeds, among which resampling finds too little spread: with three of them, 95% are 75%.
     """
     values = np.asarray(values, float)
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) < ROUNDING:
         return float("nan"), float("nan")
     reach = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
     return float(values.mean() - reach), float(values.mean() + reach)
