@@ -46,7 +46,7 @@ class Results:
     arms: list[str]  # those with two seeds or more that the baseline has too, in the order of study.yaml
     shown: list[str]  # those of them that tables and figures tell of
     baseline: str
-    primary: list[Contrast]
+    primary: list[Contrast]  # those whose arms have two seeds or more in common too
     secondary: list[Contrast]
     rows: pd.DataFrame
 
@@ -75,7 +75,10 @@ class Results:
             raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {baseline} yet")
         if early := [arm for arm in only or [] if arm not in arms]:
             raise ValueError(f"--arms {' '.join(early)}: fewer than two seeds in common with {baseline} yet")
-        primary, secondary = ([pair for pair in of if set(pair) <= set(arms)] for of in pairs.values())
+        primary, secondary = (
+            [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(seeds.get, pair))) >= 2]
+            for of in pairs.values()
+        )
         return cls(folder, arms, only or arms, baseline, primary, secondary, rows)
 
     def of(self, arm: str) -> pd.DataFrame:

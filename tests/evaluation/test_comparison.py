@@ -157,6 +157,16 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     assert np.mean(np.abs(t) > 2.262) == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 5, 10])
+@pytest.mark.parametrize("family", [2, 13, 40])
+def test_the_smallest_difference_of_a_family_is_known_for_any_number_of_pairs(pairs, family):
+    difference = smallest_difference(1.0, pairs, level=0.05 / family)
+    critical = stats.t.ppf(1 - 0.025 / family, pairs - 1)
+    samples = np.random.default_rng(0).normal(difference, 1.0, size=(20_000, pairs))
+    t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(pairs))
+    assert np.mean(np.abs(t) > critical) == pytest.approx(0.8, abs=0.02)
+
+
 def test_what_would_be_found_is_not_known_where_pairs_do_not_spread():
     assert np.isnan(smallest_difference(0.0, 5))
     assert np.isnan(smallest_difference(1e-15, 5))

@@ -249,6 +249,23 @@ def spread(arm, seed):
     return 0.3 + 0.01 * ARMS.index(arm) + (3 * seed + ARMS.index(arm)) % 5 / 100
 
 
+def test_two_seeds_of_every_arm_are_reported(tmp_path):
+    found = unfinished(tmp_path, dict.fromkeys(ARMS, (0, 1)), spread)
+    told = report.contrasts(found)
+    assert "- `anchor` against `shuffled_coupled`: " in told
+    assert "2 pairs: **not distinguishable**. With 80% power " in told
+    assert "nan" not in told + report.arms_table(found)
+
+
+def test_contrasts_wait_for_two_seeds_that_both_arms_have(tmp_path):
+    seeds = {"uniform": range(4), "coupled": (0, 1), "shuffled_coupled": (2, 3), "anchor": (1, 2, 3)}
+    found = unfinished(tmp_path, seeds, spread)
+    assert found.arms == list(ARMS)
+    assert found.primary == [("coupled", "uniform")]
+    assert found.secondary == [("anchor", "shuffled_coupled")]
+    assert "`coupled` against `shuffled_coupled`" not in report.contrasts(found)
+
+
 def test_the_two_resampled_intervals_are_told_from_six_seeds_an_arm(tmp_path):
     few = cells_by_arm(unfinished(tmp_path / "few", dict.fromkeys(ARMS, range(5)), spread))
     assert ["[" in cell for cell in few["anchor"][1:6]] == [True, False, True, False, False]  # Student's alone

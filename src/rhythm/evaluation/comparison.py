@@ -172,7 +172,10 @@ def smallest_difference(spread: float, pairs: int, power: float = 0.8, level: fl
         wrong_side = np.nan_to_num(stats.nct.cdf(-critical, freedom, noncentrality))  # NaN where it is as good as 0
         return stats.nct.sf(critical, freedom, noncentrality) + wrong_side - power
 
-    return float(optimize.brentq(missing, 0.0, 30.0) * spread / np.sqrt(pairs))
+    most = 30.0
+    while missing(most) < 0:  # with few pairs or a low level it takes far more
+        most *= 2
+    return float(optimize.brentq(missing, 0.0, most) * spread / np.sqrt(pairs))
 
 
 def _percentiles(drawn: NDArray) -> tuple[float, float]:
