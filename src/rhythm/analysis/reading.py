@@ -121,7 +121,7 @@ def _sums(
     model: nn.Module, rollout: Rollout, rows: Tensor, layers: list[int], settings: SignalSettings, size: int
 ) -> HeadSums:
     total = HeadSums()
-    for batch in micro_batches(rollout, rows, size):
+    for batch in micro_batches(rollout, rows, size) if len(rows) else ():  # of one response the second half is empty
         found = {}
 
         def listen(layer: LayerInput, batch: MicroBatch = batch, found: dict = found) -> None:

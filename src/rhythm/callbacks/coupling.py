@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 class Coupling(RolloutObserver):
     """Logs the lifts of Table 2 of arXiv:2510.13554 on some responses of the latest rollout, under the updated policy.
 
-    Attention is read as the AttentionSignals callback is set to, with heads grouped by these responses. A lift is NaN
-    where no response is long enough to tell; each process looks at its own, and the mean of theirs is logged.
+    Attention is read in the layers and by the settings of the AttentionSignals callback, over local, global and
+    receiver heads, told by these responses, whatever its `groups`. A lift is NaN where no response is long
+    enough to tell; each process looks at its own, and the mean of theirs is logged.
 
     Args:
-        every: iterations between two looks; the last iteration is always looked at.
-        responses: how many, evenly spaced over the rollout.
+        every: iterations between two looks, at least 1; the last iteration is always looked at.
+        responses: how many, at least 2, evenly spaced over the rollout; all where it has fewer.
     """
 
     def __init__(self, *, every: int = 20, responses: int = 32):
+        for name, value, least in (("every", every, 1), ("responses", responses, 2)):
+            if value < least:
+                raise ValueError(f"callbacks.coupling.{name}={value}: must be at least {least}")
         self.every = every
         self.responses = responses
 
