@@ -29,6 +29,11 @@ def test_places_of_highest_and_lowest_fai():
     assert {place.side for place in choose_places(fai, mask, settings(match_within=0))} == {"top", "bottom"}
 
 
+def test_of_equal_values_the_earlier_token_counts_as_higher():
+    found = choose_places(torch.full((1, 8), 0.5), torch.ones(1, 8, dtype=torch.bool), settings(match_within=0))
+    assert found == [Place(0, 0, "top"), Place(0, 1, "top"), Place(0, 4, "bottom"), Place(0, 5, "bottom")]
+
+
 def test_a_low_place_is_matched_once():
     assert match([5, 6], rest=[20, 7, 4], within=2) == [4, 7]
     assert match([5], rest=[20, 30], within=2) == []

@@ -48,6 +48,8 @@ def test_the_report_says_what_was_chosen(page, policy, found, small):
         "window of 5 tokens, FAI a horizon of 0 to the end", "stands out by 0.5 standard deviations",
         "the 2 most probable other tokens at the 1 places", "within 10 of each high one",
         "Content words are what the task says", "of 100 resamples", "(one by one)",
+        "marks stand at the highest 40% of a response", "Credit selects by what its own run reads",
+        "global-head FAI peaks; against all tokens that could be peaks",
     ):  # fmt: skip
         assert words in page
     other = dataclasses.replace(small, perturbation=None, prominence=0.25, permute="rotate")

@@ -83,9 +83,9 @@ class Trial:
 
 
 def choose_places(fai: Tensor, mask: Tensor, settings: PerturbationSettings) -> list[Place]:
-    """The places of highest and lowest FAI of each response; ties go to the earlier token.
+    """The places of highest and lowest FAI of each response; of equal values the earlier token counts as higher.
 
-    Responses with fewer than 2 · `positions` eligible tokens are left out.
+    So no place is on both sides. Responses with fewer than 2 · `positions` eligible tokens are left out.
 
     Args:
         fai: [N, T], NaN where undefined.

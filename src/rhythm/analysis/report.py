@@ -22,7 +22,7 @@ from rhythm.types import AttentionSignals, Rollout
 STATISTICS = {  # of Table 2, with the paper's observed value, baseline and lift
     "entropy_at_waad_peaks": ("entropy at WAAD peaks, nats; against all tokens", "0.361, 0.239, +52%"),
     "receiver_peaks_global": (
-        "share of receiver-head FAI peaks that are global-head FAI peaks; against all tokens",
+        "share of receiver-head FAI peaks that are global-head FAI peaks; against all tokens that could be peaks",
         "0.608, 0.224, +171%",
     ),
     "fai_after_waad": (
@@ -74,7 +74,7 @@ def report(
     body += ["<h2>By depth (Table 10)</h2>", layers_table(tables["layers"])]
     body += ["<h2>Where FAI peaks stand beside WAAD peaks (Table 20)</h2>", offsets_table(tables["alignment"])]
     body += ["<h2>Heads</h2>", heads_table(tables["heads"]), *pictures(policy, found, responses, settings)]
-    body += ["<h2>Words that credit would amplify</h2>", words_table(tables["tokens"])]
+    body += ["<h2>Words among the marked tokens</h2>", words_table(tables["tokens"])]
     body += ["<h2>Responses</h2>"]
     if len(shown) < len(responses):
         body += [f"<p>The first {len(shown)} of {len(responses)}; with the others the page would be too large.</p>"]
@@ -98,7 +98,9 @@ def introduction(tables: dict[str, Any], settings: AnalysisSettings) -> str:
         f"WAAD has a window of {signals.window} tokens, FAI a horizon of {signals.horizon[0]} to {high}; "
         f"row: {signals.row}, sink: {signals.sink}, min_rows: {signals.min_rows}.",
         f"A peak stands out by {settings.prominence:g} standard deviations of its response's values.",
-        f"Credit would amplify {settings.top_fraction:.0%} of a response's tokens: the preplan and anchor marks.",
+        f"Preplan and anchor marks stand at the highest {settings.top_fraction:.0%} of a response's WAAD drops and FAI "
+        "as they are read here. Credit selects by what its own run reads, by default the middle layers and a horizon "
+        "of 10 to 100.",
     ]
     if (forced := settings.perturbation) is not None:
         near = f", and the lowest within {forced.match_within} of each high one" if forced.match_within else ""

@@ -45,7 +45,7 @@ class AnalysisSettings:
         prominence: by how many standard deviations of its response a peak must stand out.
         offsets: tokens from a WAAD peak to an FAI peak.
         permute: how marks are thrown anew for p-values; see `Lift.shuffled`.
-        top_fraction: share of a response's tokens that credit would amplify.
+        top_fraction: share of a response's tokens that are marked, those of highest WAAD drop and of highest FAI.
         perturbation: None leaves out Table 1.
         short: "refuse" a response with fewer tokens than the window, or "leave_out".
         resamples: of every bootstrap and permutation.

@@ -1,4 +1,4 @@
-"""Which tokens credit would amplify, and the words among them."""
+"""The tokens that credit would amplify if a run read attention as the analysis does, and the words among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ KINDS = {"preplan": "WAAD drop", "anchor": "FAI"}
 
 
 def amplified(signals: Signals, mask: Tensor, top_fraction: float) -> dict[str, Tensor]:
-    """What preplan and anchor credit select, [N, T] bool each."""
+    """What preplan and anchor credit select by these signals, [N, T] bool each.
+
+    Training selects by its own: by default those of the middle layers, with a horizon of 10 to 100.
+    """
     return {
         "preplan": top_tokens(signals.waad_drop(mask), mask, top_fraction),
         "anchor": top_tokens(signals.fai, mask, top_fraction),

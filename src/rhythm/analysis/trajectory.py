@@ -1,4 +1,4 @@
-"""How head groups and amplified tokens move from one policy to another, and which policies there are to look at."""
+"""How head groups and marked tokens move from one policy to another, and which policies there are to look at."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def movement(policy: Policy, found: Analysis, first: Analysis, settings: Analysi
 
     `heads` is the Jaccard index of each group; beside it stands, in the tables of both, how well the groups of two
     halves of the responses agree. `amplified` is the mean Jaccard index, over the responses of the first policy, of the
-    tokens that credit would select there by its attention and by this policy's. `_by_chance` is what either would be on
-    average of as many heads, or tokens, thrown at random.
+    tokens of highest WAAD drop or FAI there by its attention and by this policy's, read as the analysis reads it;
+    training selects by its own layers and horizon. `_by_chance` is what either would be on average of as many heads,
+    or tokens, thrown at random.
     """
     mask = first.rollout.completion_mask
     reading = read_policy(policy, first.rollout, {CHOSEN: found.layers[CHOSEN]}, settings)
