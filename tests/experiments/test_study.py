@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,3 +361,13 @@ def test_every_arm_of_a_study_composes(path):
     contrasts = content.get("primary", []) + content.get("secondary", [])
     assert {arm for pair in contrasts for arm in pair} <= set(ours.arms)
     assert content.get("baseline", next(iter(ours.arms))) in ours.arms
+
+
+def test_the_ablations_start_from_runs_of_the_comparison():
+    ablations, comparison = (
+        study.Study.load(study.ROOT / "experiments" / name) for name in ("ablations", "credit_comparison")
+    )
+    for seed in ablations.seeds:
+        assert ablations.command("coupled", seed, Path("run")) == comparison.command("coupled", seed, Path("run"))
+    rows = [row for row in comparison.rows() if row["credit"] == "coupled" and int(row["seed"]) in ablations.seeds]
+    assert [row for row in ablations.rows() if row["credit"] == "coupled"] == rows
