@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rhythm.tasks import math as math_task
-from rhythm.tasks.answers import last_boxed, reference_answer
+from rhythm.tasks.answers import compare, last_boxed, reference_answer, without_percent
 from rhythm.tasks.math import Math
 from rhythm.tasks.problem_set import ProblemSet
 from rhythm.types import Rollout
@@ -91,8 +91,69 @@ def test_right_answers_in_other_forms(task):
         ("[0, 1)", "\\left[0,1\\right)"),
         ("\\text{East}", "East"),
         ("4.5e33", "4.5 \\times 10^{33}"),  # Minerva
+        ("4.5e33", "45 \\cdot 10^{32}\\text{ erg}"),
+        ("6.6e-34", "x = 6.6 \\times 10^{-34}"),
+        ("10^{-30}", "\\frac{1}{10^{30}}"),
+        ("\\frac{1}{3}", "0.333333"),  # to the sixth decimal
+        ("0", "\\sqrt{2}+\\sqrt{3}-\\sqrt{5+2\\sqrt{6}}"),
+        ("(10^{-30}, 1)", "(\\frac{1}{10^{30}}, 1)"),
+        ("\\frac{R}{r}", "R/r"),
+        ("R + r", "r + R"),
+        ("\\text{East}", "east"),
+        ("\\text{East}", "\\text{EAST}"),
+        ("Monday", "monday"),
+        ("AB", "\\text{AB}"),
+        ("5\\text{ km}", "5"),
+        ("5\\text{ KM}", "5 kg"),  # units are not compared
+        ("20", "20\\%"),
+        ("20", "20%"),
+        ("10\\%", "10"),
+        ("12.5\\%", "12.5%"),
+        ("\\frac{25}{2}\\%", "12.5"),
+        ("20 percent", "20"),
+        ("20", "20\\text{ percent}"),
+        ("10\\%, 20\\%", "20, 10"),
     ]
     assert scores(task, *pairs) == [1.0] * len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "equal"),
+    [
+        ("72", "72.00", True),
+        ("72", "+72.", True),
+        ("72", "72.001", False),
+        ("-0.5", "-.50", True),
+        ("0.5", "-0.5", False),
+        ("0", "-0.00", True),
+        ("0", "0e5", True),
+        ("1,000,000", "10^6", True),
+        ("1000", "1{,}000.0", True),
+        ("10\\,000", "10,\\!000", True),
+        ("1,00", "100", None),  # two numbers, or a slip
+        ("6.6e-34", "66E-35", True),
+        ("6.6e-34", "$6.60 \\times 10^{-34}$", True),
+        ("6.6e-34", "6.6\\cdot10^-34", True),
+        ("6.6e-34", "0.66 × 10^{ -33 }", True),
+        ("6.6e-34", "-6.6 * 10^{-34}", False),
+        ("6.6e-34", "6.60001 \\times 10^{-34}", False),
+        ("1", "10^{0}", True),
+        ("-10", "-10^{1}", True),
+        ("1e" + "9" * 250, "10^{" + "9" * 250 + "}", True),
+        ("1e" + "9" * 250, "1e" + "9" * 249, False),
+        ("1", "0." + "0" * 280 + "1", False),
+        ("9" * 5000, "9" * 5000 + ".0", True),
+        ("1/3", "0.333", None),
+        ("72", "７２", None),
+        ("72", "10^{x}", None),
+        ("East", "east", True),
+        ("Abc", "abc", None),  # a product
+    ],
+)
+def test_two_numbers_are_compared_digit_by_digit_and_anything_else_is_not_plain(reference, answer, equal):
+    started = time.process_time()
+    assert compare(reference, answer) is equal
+    assert time.process_time() - started < 0.01
 
 
 def test_wrong_answers_that_look_right(task):
@@ -123,6 +184,30 @@ def test_wrong_answers_that_look_right(task):
         ("x+1", "y+1"),
         ("\\text{East}", "West"),
         ("1{,}000", "1"),
+        ("6.6e-34", "2.1 \\times 10^{-34}"),
+        ("6.6e-34", "\\frac{2.1}{10^{34}}"),
+        ("6.6e-34", "h = 2.1 \\times 10^{-34}"),
+        ("6.6e-34", "h = H = 2.1 \\times 10^{-34}"),
+        ("1.6e-19", "1.7 \\times 10^{-20}\\text{ C}"),
+        ("1.6e-19", "10^{-30}"),
+        ("1.6e-19", "0.00000001"),
+        ("1.7e-27", "0.0"),
+        ("10^{-30}", "\\frac{1}{10^{31}}"),
+        ("2^{-100}", "2^{-101}"),
+        ("(10^{-30}, 1)", "(10^{-20}, 1)"),
+        ("\\{10^{-30}, 1\\}", "\\{10^{-20}, 1\\}"),
+        ("0.000123", "0.0001234"),
+        ("\\frac{R}{r}", "1"),
+        ("R-r", "0"),
+        ("x", "X"),
+        ("AB", "ab"),
+        ("R_1", "r_1"),
+        ("\\Omega", "\\omega"),
+        ("\\Pi", "\\pi"),
+        ("20", "2\\%"),
+        ("10\\%", "0.1"),  # as Hendrycks' normalisation has it: the sign is left out
+        ("53", "5\\%3"),
+        ("72", "\\%"),
     ]
     assert scores(task, *wrong) == [0.0] * len(wrong)
 
@@ -163,6 +248,13 @@ def test_megabytes_of_boxes_are_read_in_milliseconds():
     ]
     started = time.process_time()
     assert [last_boxed(text) for text in texts] == [None, None, "1", "x", None]
+    assert time.process_time() - started < 0.5
+
+
+def test_megabytes_of_percent_signs_are_read_in_milliseconds():
+    texts = ["1" + " " * 1_000_000, "% " * 500_000 + "2", "%" + " " * 1_000_000 + "2", "percent" * 140_000]
+    started = time.process_time()
+    assert [len(without_percent(text)) for text in texts] == [1_000_001, 500_002, 1_000_002, 980_000]
     assert time.process_time() - started < 0.5
 
 

@@ -9,7 +9,12 @@ MAX_ANSWER_LENGTH = 300  # characters; the longest answer in MATH-500 has 159 (v
 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{$])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_INTEGER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]([+-]?\d{1,300}))?", re.ASCII)
+_POWER_OF_TEN = re.compile(r"(?:(.+)(?:\\times|\\cdot|[×·*])|([+-]?))10\^\{?([+-]?\d+)\}?", re.ASCII)
+_NO_DIGIT = re.compile(r"[\s$]|\\!")  # of a number, white space among it
+_COMMA = re.compile(r"\{,\}|\\,")
+_WORD = re.compile(r"[A-Za-z][a-z]{3,}", re.ASCII)  # shorter ones may be products
+_PERCENT = re.compile(r"(?:\\?%|(?<![\\A-Za-z])percent)(?!\s*\w)")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.:)](?:\s.*)?)?", re.DOTALL)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 
@@ -50,12 +55,22 @@ def reference_answer(text: str) -> str | None:
 
 
 def compare(reference: str, answer: str) -> bool | None:
-    """Whether two answers are equal where that is plain: the same characters, or two integers. Else None."""
+    r"""Whether two answers are equal where that is plain: the same characters, words or numbers. Else None.
+
+    Numbers are 72, 1,000, -.5, 6.6e-34, 6.6 \times 10^{-34} and 10^{-34}, and are equal where every digit is. Of words
+    case does not count.
+    """
     if "".join(reference.split()) == "".join(answer.split()):
         return True
-    if _INTEGER.fullmatch(reference) and _INTEGER.fullmatch(answer):
-        return _integer(reference) == _integer(answer)
-    return None
+    if _WORD.fullmatch(reference) and _WORD.fullmatch(answer):
+        return reference.casefold() == answer.casefold()
+    numbers = _number(reference), _number(answer)
+    return None if None in numbers else numbers[0] == numbers[1]
+
+
+def without_percent(text: str) -> str:
+    """An answer without its percent signs: 20% is 20, as in Hendrycks et al., 2021, math_equivalence.py."""
+    return _PERCENT.sub("", text)
 
 
 def choice_letter(text: str) -> str | None:
@@ -73,5 +88,20 @@ def _unwrapped(text: str) -> str:
     return _TEXT.sub(r"\1", text).strip().strip("$").strip()
 
 
-def _integer(text: str) -> int:
-    return int(text.replace(",", "").partition(".")[0])
+def _number(text: str) -> tuple[str, str, int] | None:
+    """Sign, digits from the first to the last that is no zero, and the power of ten behind them; None for no number.
+
+    Equal numbers are equal here, and the length of an exponent's value costs nothing.
+    """
+    text = _COMMA.sub(",", _NO_DIGIT.sub("", text))
+    if power := _POWER_OF_TEN.fullmatch(text):
+        text = f"{power[1] or power[2] + '1'}e{power[3]}"
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, part, exponent = found.groups(default="")
+    digits = (whole.replace(",", "") + part).lstrip("0")
+    shortest = digits.rstrip("0")
+    if not shortest:
+        return "", "", 0
+    return sign.strip("+"), shortest, int(exponent or 0) - len(part) + len(digits) - len(shortest)

@@ -2,7 +2,7 @@ r"""Mathematics with an answer in \boxed{}: GSM8K, MATH, DAPO-Math-17K, AIME, AM
 
 Asked as Qwen2.5-Math is evaluated (github.com/QwenLM/Qwen2.5-Math, prompt type qwen-boxed) and as Section 4 of
 arXiv:2510.13554 asks. Answers are compared by math-verify in a child process with a deadline; where two are the same
-characters or two integers, no child is asked.
+characters or two numbers, no child is asked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from rhythm.tasks.answers import MAX_ANSWER_LENGTH, compare, reference_answer
+from rhythm.tasks.answers import MAX_ANSWER_LENGTH, compare, reference_answer, without_percent
 from rhythm.tasks.base import Problem
 from rhythm.tasks.dataset import DatasetTask
 from rhythm.tasks.problem_set import ProblemSet, Row
@@ -22,7 +22,8 @@ class Math(DatasetTask):
     r"""Problems whose answer is a number, an expression, a set, an interval or a tuple.
 
     The columns are `answer` and what the template names. An `answer` may be a worked solution, which ends in
-    \boxed{...} or in GSM8K's `#### 72`; of several answers all must be given.
+    \boxed{...} or in GSM8K's `#### 72`; of several answers all must be given. Two numbers must be equal in every digit,
+    a number and an expression in five digits and to the sixth decimal; 20% is 20; R is another symbol than r.
 
     Args:
         train, test, template, answer_pattern: see DatasetTask.
@@ -67,6 +68,7 @@ class Math(DatasetTask):
         """
         answers = (self.extract(completion) for completion in completions)
         pairs = [(problem["answer"], answer) for problem, answer in zip(problems, answers, strict=True)]
+        pairs = [(without_percent(right), answer and without_percent(answer)) for right, answer in pairs]
         verdicts = {pair: _plain(*pair) for pair in pairs}
         unclear = [pair for pair, verdict in verdicts.items() if verdict is None]
         found = self._equal.tried([{"answer": answer} for answer, _ in unclear], [answer for _, answer in unclear])
