@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from rhythm.tasks.answers import choice_letter, plain_text
+from rhythm.tasks.answers import lettered, plain_text
 from rhythm.tasks.choice import Choice
 from rhythm.tasks.problem_set import ProblemSet
 from tests.tasks.files import problem_set
@@ -8,17 +10,23 @@ from tests.tasks.files import problem_set
 UNREAD = ProblemSet(path="nobody/nothing")
 
 
+QUESTION = "What is the capital of France?\nA. Lyon\nB. Paris, on  the Seine\nC. Nice"
+
+
 @pytest.mark.parametrize(
-    ("text", "letter"),
+    ("text", "choice"),
     [
-        ("B", "B"),
-        ("b", "B"),
-        ("(B)", "B"),
-        ("B.", "B"),
-        ("B) Paris", "B"),
-        ("b: Paris", "B"),
-        ("\\text{B}", "B"),
-        ("$\\mathrm{(B)}$", "B"),
+        ("B", ("b", "")),
+        ("b", ("b", "")),
+        ("(B)", ("b", "")),
+        ("B.", ("b", "")),
+        ("(B).", ("b", "")),
+        ("B) Paris", ("b", "paris")),
+        ("b: Paris.", ("b", "paris")),
+        ("(B) the  City of Light", ("b", "the city of light")),
+        ("\\text{B}", ("b", "")),
+        ("$\\mathrm{(B)}$", ("b", "")),
+        ("\\textbf{(B)}\\ 12", None),
         ("AB", None),
         ("A, B", None),
         ("A or B", None),
@@ -33,19 +41,35 @@ UNREAD = ProblemSet(path="nobody/nothing")
         ("2", None),
     ],
 )
-def test_the_letter_of_a_choice(text, letter):
-    assert choice_letter(text) == letter
+def test_the_letter_of_a_choice_and_the_words_behind_it(text, choice):
+    assert lettered(text) == choice
+
+
+def reward(reference, answer, problem=QUESTION):
+    task = Choice(train=UNREAD, test=UNREAD, template="{problem}\nAnswer by letter.")
+    row = {"problem": problem, "answer": reference}
+    assert task.reward(row, answer) == 0.0  # no box
+    return task.reward(row, f"thinking \\boxed{{C}} ... so \\boxed{{{answer}}}")
 
 
 @pytest.mark.parametrize(
-    ("reference", "answer", "reward"),
+    ("reference", "answer", "expected"),
     [
         ("B", "(b)", 1.0),
-        ("B", "B) Paris", 1.0),
-        ("(B) Paris", "B", 1.0),
         ("B", "A", 0.0),
         ("B", "A, B", 0.0),
         ("B", "Paris", 0.0),
+        ("B", "B) Paris", 1.0),  # what stands behind the letter is the option's text, or how that begins
+        ("B", "B. Paris, on the seine.", 1.0),
+        ("B", "B. Par", 0.0),
+        ("B", "B. Lyon", 0.0),
+        ("B", "B. no wait, C", 0.0),
+        ("B", "B. " + "Paris " * 100, 0.0),
+        ("(B) Paris", "B", 1.0),
+        ("(B) Paris", "B. Paris", 1.0),
+        ("(B) Paris", "B. Paris, on the Seine", 1.0),
+        ("(B) Paris", "B. Lyon", 0.0),
+        ("(B) Paris", "C", 0.0),
         ("Paris", " paris.", 1.0),
         ("Paris", "\\text{Paris}", 1.0),
         ("the Treaty of Rome", "The  treaty of Rome", 1.0),
@@ -53,10 +77,61 @@ def test_the_letter_of_a_choice(text, letter):
         ("U.S.", "U.K.", 0.0),
     ],
 )
-def test_a_choice_is_met_by_letter_and_words_by_words(reference, answer, reward):
-    task = Choice(train=UNREAD, test=UNREAD, template="{problem}")
-    assert task.reward({"answer": reference}, f"thinking \\boxed{{C}} ... so \\boxed{{{answer}}}") == reward
-    assert task.reward({"answer": reference}, answer) == 0.0  # no box
+def test_a_choice_is_met_by_letter_and_words_by_words(reference, answer, expected):
+    assert reward(reference, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("E. coli", "E. coli", 1.0),
+        ("E. coli", "\\text{e. coli}.", 1.0),
+        ("E. coli", "E. faecalis", 0.0),
+        ("E. coli", "E", 0.0),
+        ("C. difficile", "C. elegans", 0.0),
+        ("A. baumannii", "A", 0.0),
+        ("B", "b.", 1.0),
+        ("B", "B. Paris", 0.0),  # nobody knows what B was
+        ("(B) Paris", "B", 0.0),
+        ("(B) Paris", "B) Paris", 1.0),
+    ],
+)
+def test_a_letter_without_options_in_the_problem_is_part_of_a_name(reference, answer, expected):
+    assert (
+        reward(reference, answer, "Which grows faster, E. coli or A. baumannii (C. difficile being slow)?") == expected
+    )
+
+
+def test_an_option_that_begins_with_an_initial_is_one_option():
+    question = "Which grows fastest?\nA) S. aureus\nB) E. coli\nC) A. baumannii\nD) none"
+    assert reward("E. coli", "E", question) == 0.0
+    assert reward("E. coli", "E. coli", question) == 1.0
+    assert reward("B) E. coli", "B", question) == 1.0
+    assert reward("B", "B. E. coli", question) == 1.0
+    assert reward("A", "A. baumannii", question) == 0.0
+
+
+@pytest.mark.parametrize("marks", ["{}. ", "{}) ", "({}) ", "{}: ", "({}). "])
+def test_options_in_any_form(marks):
+    for letters in ("ABC", "abc"):
+        options = " ".join(marks.format(letter) + name for letter, name in zip(letters, ["x", "y z", "w"], strict=True))
+        assert reward("B. y z", "B", f"Which? {options}") == 1.0
+        assert reward("B", "(b) y z", f"Which? {options}") == 1.0
+        assert reward("B", "(b) w", f"Which? {options}") == 0.0
+        assert reward("D. u", "D", f"Which? {options}") == 0.0
+
+
+def test_megabytes_in_a_box_are_read_in_milliseconds():
+    started = time.process_time()
+    for answer in (
+        "B. " * 400_000,
+        "B) " + "Paris " * 200_000,
+        "(" * 1_000_000,
+        "\\text" * 150_000,
+        "B." + "." * 900_000,
+    ):
+        assert reward("B", answer) == 0.0
+    assert time.process_time() - started < 0.5
 
 
 def test_words_without_what_does_not_count():

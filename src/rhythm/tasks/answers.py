@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from string import ascii_lowercase
 
 MAX_COMPLETION_LENGTH = 100_000  # characters, from the end; what stands before is not read for an answer
 MAX_ANSWER_LENGTH = 300  # characters; the longest answer in MATH-500 has 159 (verl, reward_score/math_dapo.py)
@@ -15,7 +16,8 @@ _NO_DIGIT = re.compile(r"[\s$]|\\!")  # of a number, white space among it
 _COMMA = re.compile(r"\{,\}|\\,")
 _WORD = re.compile(r"[A-Za-z][a-z]{3,}", re.ASCII)  # shorter ones may be products
 _PERCENT = re.compile(r"(?:\\?%|(?<![\\A-Za-z])percent)(?!\s*\w)")
-_LETTER = re.compile(r"\(?([A-Za-z])\)?(?:[.:)](?:\s.*)?)?", re.DOTALL)
+_LETTER = re.compile(r"\(?([a-z])(?:\)[.:]?|[.:])?(?:(?<=[).:]) (.*))?")
+_OPTION = re.compile(r"(?<!\w)\(?([a-z])(?:\)[.:]?|[.:]) ?")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 
 
@@ -73,10 +75,28 @@ def without_percent(text: str) -> str:
     return _PERCENT.sub("", text)
 
 
-def choice_letter(text: str) -> str | None:
-    r"""The letter of a choice, in capitals: of `B`, `(B)`, `b.`, `B) Paris`, `\text{B}`; None for anything else."""
-    found = _LETTER.fullmatch(_unwrapped(text))
-    return found[1].upper() if found else None
+def lettered(text: str) -> tuple[str, str] | None:
+    r"""The letter of a choice, small, and the words behind it, plain: of `B`, `(B)`, `b.`, `\text{B}`, `B) Paris`.
+
+    None for anything else. Whether it is a choice or a name, such as E. coli, only the problem can say: `is_option`.
+    """
+    found = _LETTER.fullmatch(plain_text(text))
+    return (found[1], found[2] or "") if found else None
+
+
+def is_option(problem: str, letter: str, words: str) -> bool:
+    """Whether a problem lists an option of that letter whose text begins with the words.
+
+    A list has A., A), (A) or A:, then B and so on without a gap up to the letter: an E. alone, or that of "B. E. coli",
+    begins a name.
+    """
+    problem = plain_text(problem)
+    marks = list(_OPTION.finditer(problem))
+    ends = {mark.end() for mark in marks}
+    places = [(mark[1], mark.end()) for mark in marks if mark.start() not in ends]
+    up_to_it = ascii_lowercase[: max(2, ascii_lowercase.index(letter) + 1)]
+    listed = {found for found, _ in places}.issuperset(up_to_it)
+    return listed and any(found == letter and _stand_at(place, words, problem) for found, place in places)
 
 
 def plain_text(text: str) -> str:
@@ -86,6 +106,11 @@ def plain_text(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     return _TEXT.sub(r"\1", text).strip().strip("$").strip()
+
+
+def _stand_at(place: int, words: str, text: str) -> bool:
+    end = place + len(words)
+    return not words or (text.startswith(words, place) and not text[end : end + 1].isalnum())
 
 
 def _number(text: str) -> tuple[str, str, int] | None:

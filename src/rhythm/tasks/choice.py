@@ -6,14 +6,19 @@ are open, with an answer of at most ten words that must be met exactly, up to ca
 
 from __future__ import annotations
 
-from rhythm.tasks.answers import choice_letter, plain_text, reference_answer
+from rhythm.tasks.answers import is_option, lettered, plain_text, reference_answer
 from rhythm.tasks.base import Problem
 from rhythm.tasks.dataset import DatasetTask
 from rhythm.tasks.problem_set import Row
 
 
 class Choice(DatasetTask):
-    """Questions whose `answer` is a letter, or a few words. The other columns are those that the template names."""
+    r"""Questions whose `answer` is a letter, or a few words. The other columns are those that the template names.
+
+    Right is the same letter, with the same words behind it or none. Words that only one of the two has, or that differ,
+    must be those that the prompt lists behind the letter: `\boxed{B. Paris}` is right for `B` where an option reads
+    "B. Paris, on the Seine", and \boxed{E} is wrong for `E. coli` where no options are listed.
+    """
 
     def read(self, row: Row) -> Row | None:
         answer = reference_answer(str(row["answer"])) if row["answer"] is not None else None
@@ -21,14 +26,17 @@ class Choice(DatasetTask):
 
     def reward(self, problem: Problem, completion: str) -> float:
         answer = self.extract(completion)
-        if answer is None:
-            return 0.0
-        letter = choice_letter(problem["answer"])
-        if letter is not None:
-            return float(choice_letter(answer) == letter)
-        return float(plain_text(answer) == plain_text(problem["answer"]))
+        return 0.0 if answer is None else float(self._is_right(problem, answer))
 
     def known_answers(self) -> list[tuple[Problem, str, float]]:
         """None with a user's answer_pattern: then nobody knows how to write an answer."""
         rewards = {"\\boxed{(B)}": 1.0, "\\boxed{A}, no: \\boxed{b}": 1.0, "\\boxed{A, B}": 0.0, "B": 0.0}
         return [({"answer": "B"}, *known) for known in rewards.items()] if self.answer_pattern is None else []
+
+    def _is_right(self, problem: Problem, answer: str) -> bool:
+        if plain_text(answer) == plain_text(problem["answer"]):
+            return True
+        given, right = lettered(answer), lettered(problem["answer"])
+        if given is None or right is None or given[0] != right[0]:
+            return False
+        return given == right or is_option(self.prompt(problem), *given)
