@@ -111,6 +111,10 @@ def test_more_problems_than_there_are_is_an_error_that_says_what_to_change():
         ({"number_range": (0, 5)}, r"task.number_range=\[0, 5\]"),
         ({"number_range": (7, 5)}, r"task.number_range=\[7, 5\]"),
         ({"target_range": (20, 10)}, r"task.target_range=\[20, 10\]"),
+        ({"number_range": [1]}, r"^task.number_range=\[1\]: give whole numbers \[low, high\] with 1 <= low <= high$"),
+        ({"number_range": [1, 2, 3]}, r"task.number_range=\[1, 2, 3\]"),
+        ({"target_range": [1, 9.5]}, r"task.target_range=\[1, 9.5\]"),
+        ({"target_range": ["a", "b"]}, r"task.target_range=\['a', 'b'\]"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -91,6 +91,3 @@ def test_answers_are_read_by_box_or_by_pattern(tmp_path):
     assert by_line.extract("Answer: 3\nno\nanswer:  4 \n") == "4"
     assert by_line.extract("\\boxed{3}") is None
     assert by_line.reward({"answer": "4"}, "Answer: 4") == 1.0
-    for pattern in ("Answer: .*", "(Answer): (.*)"):
-        with pytest.raises(ValueError, match="must have one group, around the answer"):
-            task(tmp_path, answer_pattern=pattern)

@@ -19,6 +19,7 @@ from datasets import Dataset
 
 from rhythm.tasks.answers import last_match
 from rhythm.tasks.base import Problem, Task
+from rhythm.tasks.form import check_sizes, check_template, compiled
 
 MAX_EXPRESSION_LENGTH = 256  # characters; a right answer to ten numbers of three digits needs under 100
 TEST_SHARE = 8  # one problem in eight is a test problem
@@ -63,9 +64,11 @@ class Countdown(Task):
     ):
         if count < 2:
             raise ValueError(f"task.count={count}: a problem needs at least 2 numbers")
-        for name, (low, high) in {"number_range": number_range, "target_range": target_range}.items():
-            if not 1 <= low <= high:
-                raise ValueError(f"task.{name}={[low, high]}: give [low, high] with 1 <= low <= high")
+        for name, ends in {"number_range": number_range, "target_range": target_range}.items():
+            if len(ends) != 2 or not all(isinstance(end, int) for end in ends) or not 1 <= ends[0] <= ends[1]:
+                raise ValueError(f"task.{name}={list(ends)}: give whole numbers [low, high] with 1 <= low <= high")
+        check_sizes(train_size=train_size, test_size=test_size)
+        check_template(template, numbers="2 3 4", target=14)
         self.count = count
         self.number_range = tuple(number_range)
         self.target_range = tuple(target_range)
@@ -74,7 +77,7 @@ class Countdown(Task):
         self.test_size = test_size
         self.seed = seed
         self.template = template
-        self.answer_pattern = re.compile(answer_pattern)
+        self.answer_pattern = compiled(answer_pattern)
 
     def origins(self) -> tuple[str, str]:
         return f"{self.train_size:,} generated, of {self.count} numbers", f"{self.test_size:,} by a hash of the problem"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import cached_property
-from string import Formatter
 
 from datasets import Dataset
 
 from rhythm.tasks.answers import last_boxed, last_match
 from rhythm.tasks.base import Problem, Task
+from rhythm.tasks.form import columns_named, compiled, filled
 from rhythm.tasks.problem_set import ProblemSet, Row
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,8 @@ class DatasetTask(Task):
         self.train = train
         self.test = test
         self.template = template
-        try:
-            self._asked = {name for _, name, _, _ in Formatter().parse(template) if name}
-        except ValueError as error:
-            raise ValueError(f"task.template: {error}; a brace itself is written twice") from error
-        self.answer_pattern = re.compile(answer_pattern) if answer_pattern is not None else None
-        if self.answer_pattern is not None and self.answer_pattern.groups != 1:
-            raise ValueError(f"task.answer_pattern={answer_pattern}: must have one group, around the answer")
+        self._asked = columns_named(template)
+        self.answer_pattern = None if answer_pattern is None else compiled(answer_pattern)
 
     def read(self, row: Row) -> Row | None:
         """A problem as the verifier wants it, of a row of the data; None where the row cannot be one."""
@@ -57,13 +51,7 @@ class DatasetTask(Task):
         return Dataset.from_list(self._held_out)
 
     def prompt(self, problem: Problem) -> str:
-        try:
-            return self.template.format(**problem)
-        except (LookupError, ValueError) as error:
-            there = ", ".join(problem)
-            raise ValueError(
-                f"task.template cannot be filled ({error!r}): the columns are {there}; a brace itself is written twice"
-            ) from error
+        return filled(self.template, problem)
 
     def extract(self, completion: str) -> str | None:
         if self.answer_pattern is None:

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from rhythm.tasks.answers import last_match
 from rhythm.tasks.base import Problem, Task
+from rhythm.tasks.form import check_sizes, check_template, compiled
 from rhythm.tasks.reward import RewardFunction
 
 _EVALUATED = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(\s*(?:answer|\w*\.?\w*answer)\b")
@@ -53,12 +54,14 @@ class ReasoningGym(Task):
         seconds: float = 5.0,
     ):
         check_scorer(name)
+        check_sizes(train_size=train_size, test_size=test_size)
+        check_template(template, question="2 + 3?")
         self.name = name
         self.sizes = {"train": train_size, "test": test_size}
         self.seed = seed
         self.settings = json.dumps(dict(settings or {}))
         self.template = template
-        self.answer_pattern = re.compile(answer_pattern)
+        self.answer_pattern = compiled(answer_pattern)
         self._score = RewardFunction("rhythm.tasks.gym_child.score", seconds=seconds)
 
     def origins(self) -> tuple[str, str]:
