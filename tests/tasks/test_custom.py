@@ -79,12 +79,21 @@ def test_a_policy_trains_on_it(custom):
     assert watcher.metrics["updates/taken"] == 1
 
 
+def test_a_name_alone_is_one_function_and_a_number_alone_its_weight(tmp_path):
+    source = problem_set(tmp_path / "rows.jsonl", [{"question": "?"}])
+    task = Custom(train=source, test=source, template="{question}", rewards=f"{MODULE}.parity", weights=2)
+    assert [function.function for function in task.functions] == [f"{MODULE}.parity"]
+    assert task.weights == [2]
+
+
 @pytest.mark.parametrize(
     ("rewards", "weights", "message"),
     [
         ([], None, "there are 0 functions in task.rewards"),
         (["one", "parity"], [1.0], r"task.weights=\[1.0\]: there are 2 functions in task.rewards"),
-        (["one"], [nan], "must be finite"),
+        (["one"], [nan], r"^task.weights=\[nan\]: must be finite numbers$"),
+        (["one"], ["heavy"], r"^task.weights=\['heavy'\]: must be finite numbers$"),
+        (["one", "parity"], 0.5, r"task.weights=\[0.5\]: there are 2 functions in task.rewards"),
     ],
 )
 def test_weights_that_make_no_sense(custom, rewards, weights, message):

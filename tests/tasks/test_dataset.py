@@ -1,15 +1,19 @@
 """What is left of a dataset's rows, and that nothing held out is trained on."""
 
+import json
 import logging
 
 import pytest
 
 from rhythm.tasks.dataset import DatasetTask
+from rhythm.tasks.problem_set import ProblemSet
 from tests.tasks.files import problem_set
 
 
 class Echo(DatasetTask):
     """Right is what repeats the answer. Rows whose answer is "?" are no problems."""
+
+    reads = ("answer",)
 
     def read(self, row):
         return None if row["answer"] == "?" else row
@@ -91,3 +95,43 @@ def test_answers_are_read_by_box_or_by_pattern(tmp_path):
     assert by_line.extract("Answer: 3\nno\nanswer:  4 \n") == "4"
     assert by_line.extract("\\boxed{3}") is None
     assert by_line.reward({"answer": "4"}, "Answer: 4") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "shown"),
+    [
+        (["x", 5], "line 2: column answer holds 5"),
+        ([5, None, "x", 6, "y"], "line 3: column answer holds 'x'"),
+        ([True, 1], "line 2: column answer holds 1"),
+        ([["a"], "a"], "line 2: column answer holds 'a'"),
+        ([{"of": 1}, {"of": 2}, {"of": "x"}], "line 3: column answer holds {'of': 'x'}"),
+        ([1, 10**30], "line 2: column answer holds 1" + "0" * 30),
+        (["x", "\ud800"], "line 2: column answer holds '\\ud800'"),
+    ],
+)
+def test_a_column_of_two_kinds_names_the_row_that_differs(tmp_path, answers, shown):
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"problem": f"{i}?", "answer": answer}) for i, answer in enumerate(answers)]
+    file.write_text("\n".join(lines))
+    made = Echo(
+        train=ProblemSet(files=str(file)),
+        test=problem_set(tmp_path / "test.jsonl", rows(("0", "0"))),
+        template="{problem}",
+    )
+    with pytest.raises(ValueError, match=r"^[^\n]*text, or every row's a number$") as caught:
+        made.train_problems()
+    assert str(caught.value).startswith(f"{file}, {shown}, which does not go with the rows before it (")
+
+
+def test_whole_numbers_and_others_are_one_kind(tmp_path):
+    made = task(tmp_path, train=[("1", 1), ("2", 2.5), ("3", None)])
+    assert made.train_problems()["answer"][:] == [1.0, 2.5, None]
+
+
+def test_rows_without_a_column_that_the_task_reads_name_it(tmp_path):
+    source = problem_set(tmp_path / "rows.jsonl", [{"problem": "1+1", "solution": "2", "level": 3}])
+    made = Echo(train=source, test=source, template="{problem}")
+    with pytest.raises(ValueError, match="no column answer") as caught:
+        made.test_problems()
+    place = f"{tmp_path}/rows.jsonl, line 1: there is no column answer; there are problem, solution, level"
+    assert str(caught.value) == f"{place}; say which it is by task.test.columns={{answer: ..., ...}}"

@@ -152,7 +152,7 @@ def test_a_function_that_cannot_be_imported_is_an_error_that_names_it(function, 
 
 
 def test_a_deadline_of_no_time_is_refused():
-    with pytest.raises(ValueError, match=r"^seconds=0: must be above 0$"):
+    with pytest.raises(ValueError, match=r"^task.seconds=0: must be above 0$"):
         RewardFunction("a.b", seconds=0)
 
 

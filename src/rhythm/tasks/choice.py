@@ -20,6 +20,8 @@ class Choice(DatasetTask):
     "B. Paris, on the Seine", and \boxed{E} is wrong for `E. coli` where no options are listed.
     """
 
+    reads = ("answer",)
+
     def read(self, row: Row) -> Row | None:
         answer = reference_answer(str(row["answer"])) if row["answer"] is not None else None
         return None if answer is None else {**row, "answer": answer}

@@ -26,7 +26,7 @@ class Custom(DatasetTask):
 
     Args:
         train, test, template: see DatasetTask.
-        rewards: dotted names, importable from where the run is started.
+        rewards: a dotted name or several, importable from where the run is started.
         weights: one for each function; None is 1 for each.
         batch: the functions take lists and return one.
         answer_pattern: see DatasetTask; only `eval/parsed` reads it. None takes every completion for an answer.
@@ -39,18 +39,20 @@ class Custom(DatasetTask):
         train: ProblemSet,
         test: ProblemSet,
         template: str,
-        rewards: Sequence[str],
-        weights: Sequence[float] | None = None,
+        rewards: str | Sequence[str],
+        weights: float | Sequence[float] | None = None,
         batch: bool = False,
         answer_pattern: str | None = None,
         seconds: float = 10.0,
     ):
         super().__init__(train=train, test=test, template=template, answer_pattern=answer_pattern)
-        weights = [1.0] * len(rewards) if weights is None else list(weights)
+        rewards = [rewards] if isinstance(rewards, str) else rewards
+        weights = [1.0] * len(rewards) if weights is None else weights
+        weights = list(weights) if isinstance(weights, Sequence) else [weights]
         if not rewards or len(weights) != len(rewards):
             raise ValueError(f"task.weights={weights}: there are {len(rewards)} functions in task.rewards")
-        if not all(map(math.isfinite, weights)):
-            raise ValueError(f"task.weights={weights}: must be finite")
+        if not all(isinstance(weight, (int, float)) and math.isfinite(weight) for weight in weights):
+            raise ValueError(f"task.weights={weights}: must be finite numbers")
         self.weights = weights
         self.functions = [RewardFunction(name, batch=batch, seconds=seconds) for name in rewards]
 

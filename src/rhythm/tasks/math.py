@@ -33,6 +33,8 @@ class Math(DatasetTask):
         ValueError: math-verify is not installed.
     """
 
+    reads = ("answer",)
+
     def __init__(
         self,
         *,

@@ -66,14 +66,20 @@ class ProblemSet:
         return " ".join(filter(None, (self.path, self.name, self.split))) + part
 
     def rows(self) -> list[Row]:
-        """All rows of the part.
+        """All rows of the part; see `placed_rows`."""
+        return [row for _, row in self.placed_rows()]
+
+    def placed_rows(self) -> Iterator[tuple[str, Row]]:
+        """All rows of the part, each with its place in words: the file and line, or the dataset and row.
 
         Raises:
             OSError: a file is not there, or the hub cannot be reached.
             ValueError: a line is broken, or a column is missing; names the file and line, or the columns there are.
         """
-        mapped = (self._mapped(place, row) for place, row in self._read())
-        return [row for row in mapped if self.part == "all" or (self.part == "test") == self._is_held_out(row)]
+        for place, given in self._read():
+            row = self._mapped(place, given)
+            if self.part == "all" or (self.part == "test") == self._is_held_out(row):
+                yield place, row
 
     def _read(self) -> Iterator[tuple[str, Row]]:
         """Rows as they stand, each with its place in words."""

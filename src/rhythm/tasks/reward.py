@@ -49,7 +49,7 @@ class RewardFunction:
 
     def __init__(self, function: str, *, batch: bool = False, seconds: float = 10.0):
         if not seconds > 0:
-            raise ValueError(f"seconds={seconds}: must be above 0")
+            raise ValueError(f"task.seconds={seconds}: must be above 0")
         self.function = function
         self.batch = batch
         self.seconds = seconds

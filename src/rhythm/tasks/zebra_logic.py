@@ -24,6 +24,8 @@ _DECODER = json.JSONDecoder()
 class ZebraLogic(DatasetTask):
     """Puzzles with columns `puzzle` and `solution`, a table of `header` and `rows`; the template may name `{form}`."""
 
+    reads = ("puzzle", "solution")
+
     def __init__(
         self,
         *,
