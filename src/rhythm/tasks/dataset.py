@@ -34,14 +34,14 @@ class DatasetTask(Task):
             reads the last \boxed{...}.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ()  # columns that `read` takes, whatever the template names
+
     def __init__(self, *, train: ProblemSet, test: ProblemSet, template: str, answer_pattern: str | None = None):
         self.train = train
         self.test = test
         self.template = template
         self._asked = columns_named(template)
         self.answer_pattern = None if answer_pattern is None else compiled(answer_pattern)
-
-    reads: ClassVar[tuple[str, ...]] = ()  # columns that `read` takes, whatever the template names
 
     def read(self, row: Row) -> Row | None:
         """A problem as the verifier wants it, of a row of the data; None where the row cannot be one."""
