@@ -11,6 +11,7 @@ from rhythm.module import GRPOModule
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.scoring import completion_logps, score
+from rhythm.seeding import generator
 from tests.training import (
     EMBEDDED,
     EasyCountdown,
@@ -19,6 +20,7 @@ from tests.training import (
     countdown,
     moved,
     naive_gradient,
+    naive_updates,
     run,
 )
 
@@ -107,15 +109,26 @@ def test_groups_of_equal_rewards_cost_no_backward_pass_and_count_in_the_denomina
     assert_same(moved(module, watcher), naive_gradient(watcher.rollout))  # which divides by all sixteen rows
 
 
-def test_two_updates_share_the_rows_between_them():
-    # At a tiny rate the second update starts where the first did; each halves the rows and doubles their weight.
-    rate = 1e-3
-    module, watcher = run(credit=SteppedCredit(), updates_per_iteration=2, lr=rate)
-    expected = naive_gradient(watcher.rollout)
-    steps = moved(module, watcher)
-    largest = max(float(step.abs().max()) for step in expected.values())
-    for name, step in steps.items():
-        torch.testing.assert_close(step / rate, 2 * expected[name], atol=0.02 * largest, rtol=0)
+def test_later_updates_of_an_iteration_are_clipped_against_the_policy_that_sampled():
+    """At a rate at which the first update moves the policy: ratios are not one, and some tokens are clipped."""
+    module, watcher = run(credit=SteppedCredit(), updates_per_iteration=2, lr=300.0)
+    after, clipped = naive_updates(watcher.rollout, updates=2, lr=300.0)
+    assert clipped > 10
+    assert_same(moved(module, watcher), {name: tensor - watcher.before[name] for name, tensor in after.items()})
+    told = watcher.metrics["clip_ratio/low_mean"] + watcher.metrics["clip_ratio/high_mean"]
+    assert told == pytest.approx(clipped / int(watcher.rollout.completion_mask.sum()), rel=1e-3)
+
+
+def test_every_iteration_shares_its_rows_anew(monkeypatch):
+    drawn = []
+
+    def noted(*of):
+        drawn.append(of)
+        return generator(*of)
+
+    monkeypatch.setattr("rhythm.module.generator", noted)
+    run(iterations=2, updates_per_iteration=2)
+    assert drawn == [(0, "minibatches", 1, 0), (0, "minibatches", 2, 0)]
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(aggregation="token_mean", beta=0.1)])

@@ -13,7 +13,7 @@ from rhythm.data import PromptData
 from rhythm.module import GRPOModule
 from rhythm.objective import Objective
 from rhythm.policy import Policy
-from rhythm.seeding import seed_adapter
+from rhythm.seeding import generator, seed_adapter
 from rhythm.tasks.countdown import Countdown
 from tests.policies import perturb
 
@@ -157,6 +157,33 @@ def naive_gradient(rollout, *, aggregation="sequence_mean", max_tokens=60, sign=
     loss.backward()
     named = policy.model.named_parameters()
     return {name.replace(".default.", "."): -p.grad for name, p in named if p.requires_grad}
+
+
+def naive_updates(rollout, updates, lr):
+    """Plain SGD on shares of the rows in turn, each with PPO's clipped surrogate against the rollout's old_logps.
+
+    Returns what the adapter's tensors are afterwards, and the number of clipped tokens.
+    """
+    seed_adapter(0)
+    policy = perturb(Policy(EMBEDDED, rank=4, alpha=8))
+    mask = rollout.completion_mask
+    clipped = 0
+    for rows in torch.randperm(len(mask), generator=generator(0, "minibatches", 1, 0)).tensor_split(updates):
+        loss = 0.0
+        for i in rows.tolist():
+            prompt, length = int(rollout.prompt_lengths[i]), int(mask[i].sum())
+            logps = sequence_logps(policy, rollout.input_ids[i : i + 1, : prompt + length])[prompt - 1 :]
+            ratio = (logps - rollout.old_logps[i, :length]).exp()
+            shaped = rollout.advantages[i] * (1 + 0.5 * (torch.arange(length) % 3))
+            surrogate = torch.minimum(ratio * shaped, ratio.clamp(0.8, 1.2) * shaped)
+            clipped += int((surrogate != ratio * shaped).sum())
+            loss = loss - surrogate.sum() / length / len(rows)
+        loss.backward()
+        with torch.no_grad():
+            for parameter in policy.adapter_parameters():
+                parameter -= lr * parameter.grad
+                parameter.grad = None
+    return policy.adapter_state(), clipped
 
 
 def sequence_logps(policy, ids):
