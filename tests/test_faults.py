@@ -11,6 +11,7 @@ from rhythm.callbacks.observer import RolloutObserver
 from rhythm.credit import AnchorCredit
 from rhythm.faults import is_out_of_memory
 from rhythm.objective import Objective
+from rhythm.scoring import micro_batches
 from rhythm.tasks.reward import RewardFunction
 from tests.training import (
     EasyCountdown,
@@ -178,6 +179,8 @@ def test_too_many_in_a_row_end_the_run_and_the_last_good_checkpoint_stays(tmp_pa
     poisoned = PoisonedAdvantage(range(2, 10))  # one of the two updates of each; the other is taken
     module, watcher = run(callbacks=[poisoned], updates_per_iteration=2, iterations=3, max_not_finite=2)
     assert watcher.metrics["updates/not_finite"] == 0.5
+    assert math.isfinite(watcher.metrics["loss"])  # of the other one
+    assert watcher.metrics["grad_norm"] > 0
     line = "3 updates in a row were not finite, the last in the loss; the adapter is as before them and so are the "
     line += "checkpoints; lower learning_rate, or raise algorithm.max_not_finite"
     with pytest.raises(FloatingPointError, match=f"^{line}$"):
@@ -242,6 +245,20 @@ def test_a_pass_that_runs_out_of_memory_is_begun_again_in_halves_with_the_same_g
     assert_same(moved(module, watcher), expected, tolerance=1e-4)
     assert "out of memory: from here on micro_batch_size=4 instead of 8, for the same result" in caplog.messages
     assert "out of memory: from here on micro_batch_size=2 instead of 4, for the same result" in caplog.messages
+
+
+def test_where_memory_gives_out_between_two_passes_no_token_is_counted_twice(monkeypatch):
+    def running_out(rollout, rows, size):
+        for number, batch in enumerate(micro_batches(rollout, rows, size)):
+            if number == 1 and size == 8:
+                raise CUDA
+            yield batch
+
+    monkeypatch.setattr("rhythm.scoring.micro_batches", running_out)
+    signals = AttentionSignals()
+    module, watcher = run(**IN_PASSES | {"callbacks": [signals]})
+    assert module.micro_batch_size == 4
+    assert signals.sums.rows == watcher.rollout.completion_mask.sum()
 
 
 def test_where_not_even_one_sequence_fits_the_setting_to_lower_is_named():

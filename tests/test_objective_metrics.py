@@ -137,7 +137,8 @@ def test_groups_of_one_have_no_spread():
 
 def test_the_numbers_of_credit():
     anchor = AnchorCredit(top_fraction=0.4, amplification=1.5)
-    metrics = values(credit_metrics(hand_made(), anchor, Stopping(TOKENIZER)))
+    mask = hand_made().completion_mask
+    metrics = values(credit_metrics(hand_made(), anchor, mask, Stopping(TOKENIZER)))
     tenths = {f"credit/amplified_tenth_{i:02}": 0.0 for i in range(1, 11)}
     # A response of 3 has its tokens in the 1st, 4th and 7th tenth, one of 2 in the 1st and 6th.
     tenths |= {"credit/amplified_tenth_01": 2 / 4, "credit/amplified_tenth_06": 1 / 2}
@@ -152,7 +153,9 @@ def test_the_numbers_of_credit():
             **tenths,
         }
     )
-    assert credit_metrics(hand_made(), UniformCredit(), Stopping(TOKENIZER))["credit/uninformed"] == 0.0
+    assert credit_metrics(hand_made(), UniformCredit(), mask, Stopping(TOKENIZER))["credit/uninformed"] == 0.0
+    mask[2] = False  # nothing there is eligible
+    assert credit_metrics(hand_made(), anchor, mask, Stopping(TOKENIZER))["credit/uninformed"] == 2 / 4
 
 
 def test_punctuation_has_no_letter_and_no_digit():

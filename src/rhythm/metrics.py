@@ -71,12 +71,18 @@ def importance_metrics(rollout: Rollout) -> dict[str, float | Mean]:
     return metrics
 
 
-def credit_metrics(rollout: Rollout, strategy: CreditStrategy, stopping: Stopping) -> dict[str, float | Mean]:
+def credit_metrics(
+    rollout: Rollout, strategy: CreditStrategy, eligible: Tensor, stopping: Stopping
+) -> dict[str, float | Mean]:
     """How much the credit amplifies, and what.
 
     `credit/entropy_weighted` is Σγ·H / ΣH: the mean weight where tokens had a choice, for a token that was certain
     anyway learns little from a larger weight. `credit/amplified` and its parts are shares of tokens with a weight above
     1: of all, of those in each tenth of their response, of punctuation and of the ends of sequence.
+    `credit/uninformed` is the share of responses in which no token that credit may tell apart has a signal.
+
+    Args:
+        eligible: [N, T] bool, the tokens that credit may tell apart.
     """
     mask, credit = rollout.completion_mask, rollout.credit
     entropy = rollout.signals.entropy.masked_fill(~mask, 0.0)
@@ -93,7 +99,7 @@ def credit_metrics(rollout: Rollout, strategy: CreditStrategy, stopping: Stoppin
     return {
         "credit/mean": token_mean(credit, mask),
         "credit/entropy_weighted": Mean(float((credit * entropy).sum() / choice.clamp(min=1e-12)), float(choice)),
-        "credit/uninformed": float((~strategy.informed(rollout.signals, mask)).float().mean()),
+        "credit/uninformed": float((~strategy.informed(rollout.signals, eligible)).float().mean()),
         **{f"credit/amplified{name}": token_mean(amplified, tokens) for name, tokens in amplified_among.items()},
     }
 

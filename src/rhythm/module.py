@@ -140,14 +140,15 @@ class GRPOModule(PolicyModule):
                 rollout.rewards = self.task.rewards(rollout).to(self.device)
                 rollout.advantages = group_advantages(rollout.rewards, self.group_size, self.advantage)
             with clock("score"):  # attention is read here ...
-                rollout.old_logps, entropy = self.score(rollout, around=self.observers.scoring)
+                rollout.old_logps, entropy = self.score(rollout, self.observers)
                 if self.objective.beta:
                     with self.policy.reference():
                         rollout.ref_logps, _ = self.score(rollout)
                 rollout.signals = AttentionSignals(entropy=entropy)
                 observed = self.observers.scored(rollout)  # ... and becomes rollout.signals here
             seed = derive_seed(self.seed, "credit", self.iteration, self.global_rank)
-            rollout.credit = self.credit(rollout.signals, self.eligible(rollout), seed=seed)
+            eligible = self.eligible(rollout)
+            rollout.credit = self.credit(rollout.signals, eligible, seed=seed)
             rollout.importance_weights = self.sampler.importance_weights(rollout)
             rollout.shaped_advantages = shape_advantages(
                 rollout.advantages, rollout.credit, self.sign, rollout.importance_weights
@@ -156,7 +157,7 @@ class GRPOModule(PolicyModule):
                 updated = self.update(rollout)
         clock.seconds["score"] -= observed.get("time/signals", 0.0)
         described = rollout_metrics(rollout, self.group_size)
-        described |= credit_metrics(rollout, self.credit, self.policy.stopping)
+        described |= credit_metrics(rollout, self.credit, eligible, self.policy.stopping)
         self.record(described | observed | updated | clock.metrics())
         self.observers.learned(rollout)
 
@@ -173,12 +174,19 @@ class GRPOModule(PolicyModule):
                 seed=derive_seed(self.seed, "sampling", self.iteration, self.global_rank),
             )
 
-    def score(self, rollout: Rollout, **around: Any) -> tuple[Tensor, Tensor]:
+    def score(self, rollout: Rollout, observers: Observers | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [N, T], under the policy or, inside its context, under the reference."""
+
+        def attempt(micro_batch_size: int) -> tuple[Tensor, Tensor]:
+            settings: dict[str, Any] = {"micro_batch_size": micro_batch_size, "temperature": self.temperature}
+            if observers is not None:
+                observers.begin_scoring()
+                settings["around"] = observers.scoring
+            return score(self.policy.model, rollout, **settings)
+
         self.policy.eval()
-        settings = {"temperature": self.temperature, **around}
         with self.policy.folded():
-            return self.fitting(lambda size: score(self.policy.model, rollout, micro_batch_size=size, **settings))
+            return self.fitting(attempt)
 
     def eligible(self, rollout: Rollout) -> Tensor:
         """The tokens [N, T] that credit may tell apart; the others weigh 1."""
@@ -187,7 +195,10 @@ class GRPOModule(PolicyModule):
         return rollout.completion_mask & ~self.policy.stopping.is_end(rollout.completion_ids)
 
     def update(self, rollout: Rollout) -> dict[str, float | Mean]:
-        """The iteration's optimizer steps."""
+        """The iteration's optimizer steps. Returns the means of their metrics.
+
+        One with nothing to learn counts as 0; loss and gradient norm are of those that were finite, NaN if none was.
+        """
         self.policy.train()
         mask = rollout.completion_mask & rollout.rewards.isfinite()[:, None]
         if self.mask_truncated:
@@ -198,6 +209,9 @@ class GRPOModule(PolicyModule):
         steps = [self.step(rollout, mask, rows) for rows in shares]
         self.policy.eval()
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        finite = [step for step in steps if not step["updates/not_finite"]]
+        for name in ("loss", "grad_norm"):
+            means[name] = sum(step[name] for step in finite) / len(finite) if finite else math.nan
         return means | {
             name: Mean(means[name], float(mask.sum())) for name in ("clip_ratio/low_mean", "clip_ratio/high_mean")
         }
@@ -210,7 +224,7 @@ class GRPOModule(PolicyModule):
         weights[rows] = self.objective.weights(mask[rows])
         if self.objective.aggregation == "token_mean":  # each rank's share of all ranks' tokens
             tokens = mask[rows].sum().float()
-            weights *= tokens / self.over_ranks(tokens, "mean").clamp(min=1)
+            weights *= tokens / self.over_ranks(tokens, "mean").clamp(min=1 / self.trainer.world_size)
         learning = (mask if self.objective.beta else mask & (advantages != 0)).any(1)
         metrics = {"learning_rate": optimizer.param_groups[0]["lr"], "updates/taken": 0.0, "updates/not_finite": 0.0}
         if self.over_ranks(learning[rows].sum().float(), "max") > 0:

@@ -47,8 +47,9 @@ class Policy(nn.Module):
         trust_remote_code: run the Python files that come with a model whose architecture transformers does not know,
             with your rights. Read them first.
         fold: sample, score and learn with the adapter folded into the matrices, afresh for each stage: fewer and
-            larger products, at the memory of a second copy of the adapted matrices. None does so for float32; in lower
-            precision the sum would be rounded, and small updates lost.
+            larger products, at the memory of a second copy of the adapted matrices. None does so for a float32 base; in
+            a lower dtype the sum would be rounded, and small updates lost. So it is in the products of
+            trainer.precision=bf16-mixed too, where False keeps the adapter apart.
         compile: `torch.compile` the layers for updates: their first pass takes a minute or so, later ones less. Same
             gradient to rounding.
     """

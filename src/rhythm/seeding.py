@@ -22,7 +22,10 @@ PURPOSES = (
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A 63-bit seed for one purpose; other purposes and counters give independent ones."""
+    """A 63-bit seed for one purpose; other purposes and counters give independent ones.
+
+    Counters that are left out count as 0, so keep to one number of them within a purpose.
+    """
     sequence = SeedSequence([seed, PURPOSES.index(purpose), *counters])
     return int(sequence.generate_state(1, "uint64")[0]) >> 1
 

@@ -75,22 +75,21 @@ class AttentionSignals(RolloutObserver):
         with pl_module.policy.whole():
             check_readable(pl_module.policy.model, self.layers)  # rather than after the first iteration's sampling
 
+    def begin_scoring(self, module: GRPOModule) -> None:
+        self._collector = SignalCollector(
+            module.policy.model,
+            self.settings,
+            layers=self.layers,
+            groups=self.groups,
+            head_fraction=self.head_fraction,
+            heads=self.heads,
+        )
+        self._batches = []
+
     @contextmanager
     def scoring(self, module: GRPOModule, batch: MicroBatch) -> Iterator[None]:
-        if self._collector is None:
-            self._collector = SignalCollector(
-                module.policy.model,
-                self.settings,
-                layers=self.layers,
-                groups=self.groups,
-                head_fraction=self.head_fraction,
-                heads=self.heads,
-            )
-            self._batches = []
-        collector, self._collector = self._collector, None  # none is left where the pass fails and begins again
-        with collector.reading(batch.completion_columns):
+        with self._collector.reading(batch.completion_columns):
             yield
-        self._collector = collector
         self._batches.append(batch)
 
     def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float | Mean]:

@@ -13,7 +13,8 @@ from rhythm.module import GRPOModule
 class HeldOutEvaluation(Callback):
     """Evaluates on the task's held-out problems with the same seeds every time.
 
-    A callback rather than Lightning's validation loop, which loses an evaluation to a kill and misses the last one.
+    A callback rather than Lightning's validation loop, which loses an evaluation to a kill and misses the last one. It
+    computes in the trainer's precision, as training does; eval.py has that of policy.dtype.
 
     Args:
         every: iterations between evaluations.
@@ -47,18 +48,19 @@ class HeldOutEvaluation(Callback):
             self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, module: GRPOModule) -> dict[str, Any]:
-        measured = evaluate(
-            module.policy,
-            module.task,
-            self._held_out,
-            samples=self.samples,
-            max_completion_tokens=module.max_completion_tokens,
-            micro_batch_size=module.micro_batch_size,
-            prompts_at_once=self.prompts_at_once,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            all_sum=lambda total: module.over_ranks(total, "sum"),
-        )
+        with trainer.precision_plugin.train_step_context():  # which Lightning enters for training steps alone
+            measured = evaluate(
+                module.policy,
+                module.task,
+                self._held_out,
+                samples=self.samples,
+                max_completion_tokens=module.max_completion_tokens,
+                micro_batch_size=module.micro_batch_size,
+                prompts_at_once=self.prompts_at_once,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                all_sum=lambda total: module.over_ranks(total, "sum"),
+            )
         module.record(measured.metrics())
         module.evaluated_at = module.iteration
         self.last = {"iteration": module.iteration, **measured.summary()}

@@ -27,12 +27,12 @@ class RolloutObserver(Callback, ABC):
 
     provides: frozenset[str] = frozenset()  # the fields of rollout.signals that it fills, new ones included
 
+    def begin_scoring(self, module: GRPOModule) -> None:
+        """Before the first micro-batch of the scoring pass; once more where it ran out of memory and begins again."""
+
     @contextmanager
     def scoring(self, module: GRPOModule, batch: MicroBatch) -> Iterator[None]:
-        """Around the forward pass of each micro-batch of the scoring pass, under no_grad.
-
-        An exception that passes through means that the scoring pass begins again, in smaller micro-batches, or ends.
-        """
+        """Around the forward pass of each micro-batch of the scoring pass, under no_grad."""
         yield
 
     def scored(self, module: GRPOModule, rollout: Rollout) -> dict[str, float | Mean]:
@@ -62,6 +62,10 @@ class Observers:
         self.module = module
         observers = (callback for callback in module.trainer.callbacks if isinstance(callback, RolloutObserver))
         self.observers = sorted(observers, key=lambda observer: not observer.provides)
+
+    def begin_scoring(self) -> None:
+        for observer in self.observers:
+            observer.begin_scoring(self.module)
 
     @contextmanager
     def scoring(self, batch: MicroBatch) -> Iterator[None]:
