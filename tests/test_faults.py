@@ -103,20 +103,24 @@ def test_a_reward_function_in_its_own_process_rewards_a_rollout():
 
 
 def test_a_completion_that_ends_at_once_is_a_completion():
-    # The prompt holds the answer, so at a low temperature the policy has nothing left to say.
-    ended = "numbers : 1 2 3 target : 6 . my answer is ( 1 + 2 ) + 3"
+    class Answered:
+        def prompt(self, problem):  # it holds the answer, so at a low temperature the policy has nothing left to say
+            return "numbers : 1 2 3 target : 6 . my answer is ( 1 + 2 ) + 3"
 
-    class Alternating(EasyCountdown):
+    class Alternating(Answered, EasyCountdown):
         def rewards(self, rollout):
             return torch.arange(len(rollout.completions)) % 2.0
 
-    module, watcher = run(task=countdown(Alternating, ended), temperature=0.05, optimizer=torch.optim.AdamW)
+    class Hopeless(Answered, HopelessCountdown):
+        pass
+
+    module, watcher = run(task=countdown(Alternating), temperature=0.05, optimizer=torch.optim.AdamW)
     assert watcher.rollout.completions == [""] * 16
     assert watcher.rollout.completion_mask.sum(1).tolist() == [1] * 16
     assert math.isfinite(watcher.metrics["loss"])
     assert watcher.metrics["updates/taken"] == 1
     assert all(tensor.isfinite().all() for tensor in module.policy.adapter_state().values())
-    module, watcher = run(task=countdown(HopelessCountdown, ended), temperature=0.05)
+    module, watcher = run(task=countdown(Hopeless), temperature=0.05)
     assert watcher.metrics["updates/taken"] == 0
     assert unmoved(module, watcher)
 
