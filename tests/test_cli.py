@@ -571,5 +571,10 @@ def test_what_one_is_told_to_add_means_the_same_when_it_is_pasted(value):
     assert OmegaConf.to_container(OmegaConf.create([read])) == [value]
 
 
+def test_a_group_may_be_a_list_of_options():
+    known = keys.known_keys("train", ["logger=[tensorboard,csv]"])
+    assert {"logger.tensorboard.save_dir", "logger.csv.save_dir"} <= set(known)
+
+
 def test_nested_keys_are_dotted():
     assert keys.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a": {"b": 1, "c": {}}, "a.b": 1, "a.c": {}, "d": [2]}

@@ -112,7 +112,9 @@ def default_values(config_name: str, overrides: Sequence[str]) -> dict[str, Any]
     """Dotted keys to values of a config with the overrides' choices of groups, and nothing else of them."""
     groups = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.rglob("*") if folder.is_dir()}
     # Of a sweep the first choice: with -m, `experiment=uniform,anchor` is two.
-    choices = [override.partition(",")[0] for override in overrides if override.partition("=")[0] in groups]
+    choices = [
+        word if "[" in word else word.partition(",")[0] for word in overrides if word.partition("=")[0] in groups
+    ]
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return flatten(OmegaConf.to_container(hydra.compose(config_name, choices)))

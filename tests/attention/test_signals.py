@@ -197,7 +197,6 @@ def test_a_probe_hears_its_own_model_only(qwen3):
     assert not seen
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("own", [{"sink": "drop"}, {"horizon": (2, None)}, {"window": 40}])
 @pytest.mark.parametrize("banded_first", [True, False])
 @torch.no_grad()
@@ -218,6 +217,7 @@ def test_a_collector_reads_by_its_own_settings_beside_one_that_reads_a_band(qwen
     close(band.finish().batches[0][1], expected.fai, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
 def test_a_layer_that_is_never_reached_is_an_error(qwen3):
     batch = ragged_batch()
     model = copy.deepcopy(qwen3)

@@ -118,6 +118,8 @@ def _number(text: str) -> tuple[str, str, int] | None:
 
     Equal numbers are equal here, and the length of an exponent's value costs nothing.
     """
+    if re.search(r",\s", text):  # two numbers, and no thousands
+        return None
     text = _COMMA.sub(",", _NO_DIGIT.sub("", text))
     if power := _POWER_OF_TEN.fullmatch(text):
         text = f"{power[1] or power[2] + '1'}e{power[3]}"
