@@ -103,10 +103,10 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         keys |= {"policy.alpha", "policy.adapter"}
     differing = [key for key in differences(saved, now) if key in keys]
     if differing:
-        raise ValueError(f"{adapter} was trained under other settings than these; add {_mend(saved, differing)}")
+        raise ValueError(f"{adapter} was trained under other settings than these; add {_mend(saved, now, differing)}")
 
 
-def _mend(saved: dict[str, Any], differing: list[str]) -> str:
+def _mend(saved: dict[str, Any], now: dict[str, Any], differing: list[str]) -> str:
     """What to add to a command for a run's settings: the choices of its own command, or else key by key."""
     words = [word for word in shlex.split(saved.get("command") or "") if word.startswith(("task", "policy"))]
     missing = [word for word in words if word not in sys.argv]

@@ -91,7 +91,7 @@ def test_a_choice_is_met_by_letter_and_words_by_words(reference, answer, expecte
         ("C. difficile", "C. elegans", 0.0),
         ("A. baumannii", "A", 0.0),
         ("B", "b.", 1.0),
-        ("B", "B. Paris", 0.0),  # nobody knows what B was
+        ("B", "B. Paris", 1.0),  # nobody knows what B was
         ("(B) Paris", "B", 0.0),
         ("(B) Paris", "B) Paris", 1.0),
     ],
@@ -111,7 +111,7 @@ def test_an_option_that_begins_with_an_initial_is_one_option():
     assert reward("A", "A. baumannii", question) == 0.0
 
 
-@pytest.mark.parametrize("marks", ["{}. ", "{}) ", "({}) ", "{}: ", "({}). "])
+@pytest.mark.parametrize("marks", ["{}. ", "{}) ", "({}) ", "{}: ", "({}). ", "[{}] ", "**{}.** "])
 def test_options_in_any_form(marks):
     for letters in ("ABC", "abc"):
         options = " ".join(marks.format(letter) + name for letter, name in zip(letters, ["x", "y z", "w"], strict=True))
@@ -119,6 +119,13 @@ def test_options_in_any_form(marks):
         assert reward("B", "(b) y z", f"Which? {options}") == 1.0
         assert reward("B", "(b) w", f"Which? {options}") == 0.0
         assert reward("D. u", "D", f"Which? {options}") == 0.0
+
+
+def test_options_in_mathematics():
+    question = "Which?\n(A) $\\frac{1}{2}$ (B) $2$"
+    assert reward("A", "(A) \\frac{1}{2}", question) == 1.0
+    assert reward("B", "B. $2$", question) == 1.0
+    assert reward("B", "(B) \\frac{1}{2}", question) == 0.0
 
 
 def test_megabytes_in_a_box_are_read_in_milliseconds():

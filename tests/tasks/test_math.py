@@ -148,7 +148,10 @@ def test_right_answers_in_other_forms(task):
         ("72", "７２", None),
         ("72", "10^{x}", None),
         ("East", "east", True),
-        ("Abc", "abc", None),  # a product
+        ("Yes", "yes", True),
+        ("ABC", "abc", None),  # a product
+        ("pqrs", "srqp", None),
+        ("R", "r", None),
     ],
 )
 def test_two_numbers_are_compared_digit_by_digit_and_anything_else_is_not_plain(reference, answer, equal):

@@ -14,10 +14,10 @@ _NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[e
 _POWER_OF_TEN = re.compile(r"(?:(.+)(?:\\times|\\cdot|[×·*])|([+-]?))10\^\{?([+-]?\d+)\}?", re.ASCII)
 _NO_DIGIT = re.compile(r"[\s$]|\\!")  # of a number, white space among it
 _COMMA = re.compile(r"\{,\}|\\,")
-_WORD = re.compile(r"[A-Za-z][a-z]{3,}", re.ASCII)  # shorter ones may be products
+_WORD = re.compile(r"[A-Za-z][a-z]+", re.ASCII)
 _PERCENT = re.compile(r"(?:\\?%|(?<![\\A-Za-z])percent)(?!\s*\w)")
 _LETTER = re.compile(r"\(?([a-z])(?:\)[.:]?|[.:])?(?:(?<=[).:]) (.*))?")
-_OPTION = re.compile(r"(?<!\w)\(?([a-z])(?:\)[.:]?|[.:]) ?")
+_OPTION = re.compile(r"(?<!\w)[(\[]?([a-z])(?:[)\]][.:]?|[.:]) ?")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 
 
@@ -59,13 +59,13 @@ def reference_answer(text: str) -> str | None:
 def compare(reference: str, answer: str) -> bool | None:
     r"""Whether two answers are equal where that is plain: the same characters, words or numbers. Else None.
 
-    Numbers are 72, 1,000, -.5, 6.6e-34, 6.6 \times 10^{-34} and 10^{-34}, and are equal where every digit is. Of words
-    case does not count.
+    Numbers are 72, 1,000, -.5, 6.6e-34, 6.6 \times 10^{-34} and 10^{-34}, and are equal where every digit is. In words
+    a capital at the beginning does not count.
     """
     if "".join(reference.split()) == "".join(answer.split()):
         return True
-    if _WORD.fullmatch(reference) and _WORD.fullmatch(answer):
-        return reference.casefold() == answer.casefold()
+    if _WORD.fullmatch(reference) and _WORD.fullmatch(answer) and reference.casefold() == answer.casefold():
+        return True
     numbers = _number(reference), _number(answer)
     return None if None in numbers else numbers[0] == numbers[1]
 
@@ -87,25 +87,35 @@ def lettered(text: str) -> tuple[str, str] | None:
 def is_option(problem: str, letter: str, words: str) -> bool:
     """Whether a problem lists an option of that letter whose text begins with the words.
 
-    A list has A., A), (A) or A:, then B and so on without a gap up to the letter: an E. alone, or that of "B. E. coli",
+    A list has A., A), (A), [A] or A:, then B and so on without a gap up to the letter: an E. alone, or that of "B. E. coli",
     begins a name.
     """
     problem = plain_text(problem)
-    marks = list(_OPTION.finditer(problem))
-    ends = {mark.end() for mark in marks}
-    places = [(mark[1], mark.end()) for mark in marks if mark.start() not in ends]
+    places = _marks(problem)
     up_to_it = ascii_lowercase[: max(2, ascii_lowercase.index(letter) + 1)]
     listed = {found for found, _ in places}.issuperset(up_to_it)
     return listed and any(found == letter and _stand_at(place, words, problem) for found, place in places)
 
 
+def lists_options(problem: str) -> bool:
+    """Whether a problem lists options A and B at least, in one of the forms of `is_option`."""
+    return {found for found, _ in _marks(plain_text(problem))} >= {"a", "b"}
+
+
+def _marks(problem: str) -> list[tuple[str, int]]:
+    """The letters that may begin an option, each with the place behind its mark."""
+    marks = list(_OPTION.finditer(problem))
+    ends = {mark.end() for mark in marks}
+    return [(mark[1], mark.end()) for mark in marks if mark.start() not in ends]
+
+
 def plain_text(text: str) -> str:
-    r"""An answer in words without what does not count: case, spaces, a full stop, \text{...} and dollar signs."""
+    r"""An answer in words without what does not count: case, spaces, a full stop, \text{...}, $ and **."""
     return " ".join(_unwrapped(text).rstrip(".").casefold().split())
 
 
 def _unwrapped(text: str) -> str:
-    return _TEXT.sub(r"\1", text).strip().strip("$").strip()
+    return _TEXT.sub(r"\1", text).replace("$", "").replace("**", "").strip()
 
 
 def _stand_at(place: int, words: str, text: str) -> bool:

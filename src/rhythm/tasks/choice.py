@@ -6,7 +6,7 @@ are open, with an answer of at most ten words that must be met exactly, up to ca
 
 from __future__ import annotations
 
-from rhythm.tasks.answers import is_option, lettered, plain_text, reference_answer
+from rhythm.tasks.answers import is_option, lettered, lists_options, plain_text, reference_answer
 from rhythm.tasks.base import Problem
 from rhythm.tasks.dataset import DatasetTask
 from rhythm.tasks.problem_set import Row
@@ -17,7 +17,8 @@ class Choice(DatasetTask):
 
     Right is the same letter, with the same words behind it or none. Words that only one of the two has, or that differ,
     must be those that the prompt lists behind the letter: `\boxed{B. Paris}` is right for `B` where an option reads
-    "B. Paris, on the Seine", and \boxed{E} is wrong for `E. coli` where no options are listed.
+    "B. Paris, on the Seine", and \boxed{E} is wrong for `E. coli` where no options are listed. For a bare letter words
+    do not count where no list is recognised.
     """
 
     reads = ("answer",)
@@ -41,4 +42,6 @@ class Choice(DatasetTask):
         given, right = lettered(answer), lettered(problem["answer"])
         if given is None or right is None or given[0] != right[0]:
             return False
-        return given == right or is_option(self.prompt(problem), *given)
+        prompt = self.prompt(problem)
+        # Of a bare letter there are options; where their form is not known here, the letter decides.
+        return given == right or is_option(prompt, *given) or not (right[1] or lists_options(prompt))
