@@ -527,15 +527,16 @@ def test_an_adapter_is_evaluated_on_other_problems_of_its_task(run):
         settings.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
 
 
-def test_the_words_of_a_runs_own_command_are_what_to_add(run, monkeypatch):
-    command = "python train.py experiment=anchor task=gsm8k 'task.train.files=a b' seed=3"
-    OmegaConf.save(config(task={"count": 3}, max_completion_tokens=9, command=command), run / "config.yaml")
+def test_the_choices_of_a_runs_own_command_are_what_to_add(run, monkeypatch):
+    command = "python train.py experiment=anchor task=gsm8k task.count=3 policy.rank=8 seed=3"
+    task = {"count": 3, "seconds": 2.0}
+    OmegaConf.save(config(task=task, max_completion_tokens=9, command=command), run / "config.yaml")
     monkeypatch.setattr(sys, "argv", ["eval.py"])
     now = config(task={"count": 4}, max_completion_tokens=8)
-    with pytest.raises(ValueError, match=r"add task=gsm8k 'task.train.files=a b' max_completion_tokens=9$"):
+    with pytest.raises(ValueError, match=r"add task=gsm8k max_completion_tokens=9 task.count=3$"):
         settings.check_same_subject(now, run / runs.LAST)
-    monkeypatch.setattr(sys, "argv", ["eval.py", "task=gsm8k", "task.train.files=a b"])
-    with pytest.raises(ValueError, match=r"these; add max_completion_tokens=9 task.count=3$"):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "task=gsm8k"])
+    with pytest.raises(ValueError, match=r"these; add max_completion_tokens=9 task.count=3 \+task.seconds=2.0$"):
         settings.check_same_subject(now, run / runs.LAST)
 
 

@@ -108,12 +108,13 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
 
 def _mend(saved: dict[str, Any], now: dict[str, Any], differing: list[str]) -> str:
     """What to add to a command for a run's settings: the choices of its own command, or else key by key."""
-    words = [word for word in shlex.split(saved.get("command") or "") if word.startswith(("task", "policy"))]
-    missing = [word for word in words if word not in sys.argv]
-    chosen = {word.partition("=")[0].partition(".")[0] for word in missing}
-    others = [key for key in differing if key.partition(".")[0] not in chosen]
-    parts = [shlex.quote(word) for word in missing]
-    parts += [override(key, saved[key]) if key in saved else shlex.quote(f"~{key}") for key in others]
+    said = {word.partition("=")[0]: word for word in shlex.split(saved.get("command") or "")}
+    choices = {group: said[group] for group in ("task", "policy") if group in said and said[group] not in sys.argv}
+    differing = [key for key in differing if key.partition(".")[0] not in choices or key in said]
+    parts = [shlex.quote(word) for word in choices.values()]
+    for key in differing:
+        plus = "" if key in now else "+"
+        parts.append(override(f"{plus}{key}", saved[key]) if key in saved else shlex.quote(f"~{key}"))
     return " ".join(parts)
 
 

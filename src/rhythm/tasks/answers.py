@@ -87,8 +87,8 @@ def lettered(text: str) -> tuple[str, str] | None:
 def is_option(problem: str, letter: str, words: str) -> bool:
     """Whether a problem lists an option of that letter whose text begins with the words.
 
-    A list has A., A), (A), [A] or A:, then B and so on without a gap up to the letter: an E. alone, or that of "B. E. coli",
-    begins a name.
+    A list has A., A), (A), [A] or A:, then B and so on without a gap up to the letter: an E. alone, or that of
+    "B. E. coli", begins a name.
     """
     problem = plain_text(problem)
     places = _marks(problem)
