@@ -81,7 +81,7 @@ def test_the_config_beside_a_checkpoint_is_data(tmp_path, hit, monkeypatch):
     with pytest.raises(ValueError, match=r"was started with other settings: .*oc.env:SECRET") as refused:
         runs.open_run(cfg.copy(), None)
     assert "xyzzy" not in str(refused.value)
-    with pytest.raises(ValueError, match=r"add task._target_=os.system"):
+    with pytest.raises(ValueError, match=r"add \+task\._target_=os\.system"):
         settings.check_same_subject(cfg, tmp_path / runs.LAST)
     assert not hit.exists()
 

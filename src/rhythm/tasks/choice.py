@@ -42,6 +42,8 @@ class Choice(DatasetTask):
         given, right = lettered(answer), lettered(problem["answer"])
         if given is None or right is None or given[0] != right[0]:
             return False
+        if given == right:
+            return True
         prompt = self.prompt(problem)
         # Of a bare letter there are options; where their form is not known here, the letter decides.
-        return given == right or is_option(prompt, *given) or not (right[1] or lists_options(prompt))
+        return is_option(prompt, *given) or not (right[1] or lists_options(prompt))
