@@ -26,7 +26,11 @@ QUESTION = "What is the capital of France?\nA. Lyon\nB. Paris, on  the Seine\nC.
         ("(B) the  City of Light", ("b", "the city of light")),
         ("\\text{B}", ("b", "")),
         ("$\\mathrm{(B)}$", ("b", "")),
-        ("\\textbf{(B)}\\ 12", None),
+        ("\\textbf{(B)}\\ 12", ("b", "12")),
+        ("\\text{\\textbf{B}}", ("b", "")),
+        ("[B]", ("b", "")),
+        ("(B)Paris", ("b", "paris")),
+        ("(B) 20\\%, \\$5~or\\,3{,}000", ("b", "20%, 5 or 3,000")),
         ("AB", None),
         ("A, B", None),
         ("A or B", None),
@@ -109,6 +113,50 @@ def test_an_option_that_begins_with_an_initial_is_one_option():
     assert reward("B) E. coli", "B", question) == 1.0
     assert reward("B", "B. E. coli", question) == 1.0
     assert reward("A", "A. baumannii", question) == 0.0
+    for named, answers in {"E. coli": ("E", "E) none"), "A. baumannii": ("A", "A) S. aureus")}.items():
+        for answer in answers:  # the letter of the name is an option too, and another one
+            assert reward(named, answer, f"{question}\nE) none") == 0.0
+    names = "A. S. aureus\nB. E. coli\nC. A. baumannii\nD. B. subtilis"
+    assert reward("B", "B. E. coli", names) == reward("D", "D. B. subtilis", names) == 1.0
+    assert reward("B", "B. subtilis", names) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("mark", "between"), [("{}. ", "\n"), ("({}) ", "\n"), ("{}) ", "\n"), ("({}) ", " "), ("{}) ", " ")]
+)
+def test_an_option_may_end_like_a_mark(mark, between):
+    texts = ["O(1)", "Vitamin K.", "f(x)", "g(n)", "P(B)"]
+    question = between.join(mark.format(letter) + text for letter, text in zip("ABCDE", texts, strict=True))
+    for i, letter in enumerate("ABCDE"):
+        for j, text in enumerate(texts):
+            assert reward(letter, mark.format(letter) + text, question) == float(i == j)
+
+
+def test_words_do_not_run_on_into_the_next_option():
+    question = "(A) Lyon (B) Paris (C) Nice"
+    assert reward("A", "A. Lyon", question) == 1.0
+    assert reward("A", "A. Lyon (B) Paris (C) Nice", question) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("20%", "20\\%"),
+        ("$5", "\\$5"),
+        ("R&D", "\\text{R\\&D}"),
+        ("$\\frac{1}{2}$", "\\dfrac{1}{2}"),
+        ("3,000", "3{,}000"),
+        ("10 km", "10\\,\\text{km}"),
+        ("Paris", "\\text{Paris}"),
+        ("the city of Paris", "\\text{the city}~\\textit{of Paris}"),
+    ],
+)
+def test_escapes_of_latex_do_not_count(option, answer):
+    question = f"Which?\nA. none\nB. {option}\nC. all"
+    for form in ("B. {}", "\\text{{(B)}} {}", "\\textbf{{(B)}}\\ {}"):
+        assert reward("B", form.format(answer), question) == 1.0
+        assert reward("C", form.format(answer).replace("B", "C", 1), question) == 0.0
+    assert reward(option, answer, "Which?") == 1.0
 
 
 @pytest.mark.parametrize("marks", ["{}. ", "{}) ", "({}) ", "{}: ", "({}). ", "[{}] ", "**{}.** "])
@@ -136,6 +184,8 @@ def test_megabytes_in_a_box_are_read_in_milliseconds():
         "(" * 1_000_000,
         "\\text" * 150_000,
         "B." + "." * 900_000,
+        "**a" * 300_000,
+        "\\text{" * 20_000 + "}" * 20_000,
     ):
         assert reward("B", answer) == 0.0
     assert time.process_time() - started < 0.5
@@ -144,6 +194,8 @@ def test_megabytes_in_a_box_are_read_in_milliseconds():
 def test_words_without_what_does_not_count():
     assert plain_text(" $\\text{The  Answer}.$ ") == "the answer"
     assert plain_text("The\nAnswer.") == "the answer"
+    assert plain_text("**The** answer") == "the answer"
+    assert plain_text("2**3") == "2**3"
 
 
 def test_questions_without_an_answer_are_left_out(tmp_path):

@@ -95,6 +95,8 @@ def test_right_answers_in_other_forms(task):
         ("4.5e33", "45 \\cdot 10^{32}\\text{ erg}"),
         ("6.6e-34", "x = 6.6 \\times 10^{-34}"),
         ("10^{-30}", "\\frac{1}{10^{30}}"),
+        ("h = 6.6 \\times 10^{-34}", "h=66 \\times 10^{-35}"),
+        ("2x = 4", "2x=4"),
         ("\\frac{1}{3}", "0.333333"),  # to the sixth decimal
         ("0", "\\sqrt{2}+\\sqrt{3}-\\sqrt{5+2\\sqrt{6}}"),
         ("(10^{-30}, 1)", "(\\frac{1}{10^{30}}, 1)"),
@@ -152,6 +154,12 @@ def test_right_answers_in_other_forms(task):
         ("ABC", "abc", None),  # a product
         ("pqrs", "srqp", None),
         ("R", "r", None),
+        ("mgh", "Mgh", None),
+        ("1 000", "1000", True),
+        ("7 2", "72", None),
+        ("1 1/2", "11/2", None),
+        ("x ^ 2", "x^2", True),
+        ("100$,$200", "100200", None),
     ],
 )
 def test_two_numbers_are_compared_digit_by_digit_and_anything_else_is_not_plain(reference, answer, equal):
@@ -210,6 +218,12 @@ def test_wrong_answers_that_look_right(task):
         ("R_1", "r_1"),
         ("\\Omega", "\\omega"),
         ("\\Pi", "\\pi"),
+        ("mgh", "Mgh"),
+        ("7 2", "72"),
+        ("1 1/2", "11/2"),
+        ("11/2", "1 1/2"),
+        ("h = 6.6 \\times 10^{-34}", "h = 2.1 \\times 10^{-34}"),
+        ("k = 10^{-30}", "k=10^{-20}"),
         ("20", "2\\%"),
         ("10\\%", "0.1"),  # as Hendrycks' normalisation has it: the sign is left out
         ("53", "5\\%3"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from string import ascii_lowercase
 
 MAX_COMPLETION_LENGTH = 100_000  # characters, from the end; what stands before is not read for an answer
 MAX_ANSWER_LENGTH = 300  # characters; the longest answer in MATH-500 has 159 (verl, reward_score/math_dapo.py)
@@ -12,13 +11,17 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{$])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]([+-]?\d{1,300}))?", re.ASCII)
 _POWER_OF_TEN = re.compile(r"(?:(.+)(?:\\times|\\cdot|[×·*])|([+-]?))10\^\{?([+-]?\d+)\}?", re.ASCII)
-_NO_DIGIT = re.compile(r"[\s$]|\\!")  # of a number, white space among it
+_SPACE = re.compile(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))", re.ASCII)  # 1 1/2 is not 11/2, but 1 000 is 1000
+_NO_DIGIT = re.compile(r"\$|\\!")
 _COMMA = re.compile(r"\{,\}|\\,")
-_WORD = re.compile(r"[A-Za-z][a-z]+", re.ASCII)
+_WORD = re.compile(r"(?=.*[AEIOUYaeiouy])[A-Za-z][a-z]+", re.ASCII)  # mgh is a product
 _PERCENT = re.compile(r"(?:\\?%|(?<![\\A-Za-z])percent)(?!\s*\w)")
-_LETTER = re.compile(r"\(?([a-z])(?:\)[.:]?|[.:])?(?:(?<=[).:]) (.*))?")
-_OPTION = re.compile(r"(?<!\w)[(\[]?([a-z])(?:[)\]][.:]?|[.:]) ?")
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"[(\[]?([a-z])(?:[)\]][.:]?|[.:])?(?:(?:(?<=[)\]]) ?|(?<=[.:]) )(.*))?")
+_MARK = re.compile(r"(?<![\w(\[])([(\[]?)([a-z])([)\]][.:]?|[.:])[^\S\n]*")
+_STYLED = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
+_BOLD = re.compile(r"(?<!\w)\*\*([^*\n]+)\*\*(?!\w)")
+_ESCAPE = re.compile(r"\\([%&#_])|\\?\$|\\!")
+_GAP = re.compile(r"~|\\[ ,;:]|\\quad(?![a-z])")
 
 
 def last_boxed(text: str) -> str | None:
@@ -62,7 +65,7 @@ def compare(reference: str, answer: str) -> bool | None:
     Numbers are 72, 1,000, -.5, 6.6e-34, 6.6 \times 10^{-34} and 10^{-34}, and are equal where every digit is. In words
     a capital at the beginning does not count.
     """
-    if "".join(reference.split()) == "".join(answer.split()):
+    if _close(reference) == _close(answer):
         return True
     if _WORD.fullmatch(reference) and _WORD.fullmatch(answer) and reference.casefold() == answer.casefold():
         return True
@@ -78,49 +81,63 @@ def without_percent(text: str) -> str:
 def lettered(text: str) -> tuple[str, str] | None:
     r"""The letter of a choice, small, and the words behind it, plain: of `B`, `(B)`, `b.`, `\text{B}`, `B) Paris`.
 
-    None for anything else. Whether it is a choice or a name, such as E. coli, only the problem can say: `is_option`.
+    None for anything else. Whether it is a choice or a name, such as E. coli, only the problem can say: `options`.
     """
     found = _LETTER.fullmatch(plain_text(text))
     return (found[1], found[2] or "") if found else None
 
 
-def is_option(problem: str, letter: str, words: str) -> bool:
-    """Whether a problem lists an option of that letter whose text begins with the words.
+def options(problem: str) -> list[dict[str, str]]:
+    """The lists of options that a problem can be read to have, each from small letters to plain texts.
 
-    A list has A., A), (A), [A] or A:, then B and so on without a gap up to the letter: an E. alone, or that of
-    "B. E. coli", begins a name.
+    A list has A., A), (A), [A] or A:, then B in the same form and so on without a gap, wherever they stand or each at
+    the beginning of a line. The E. of "B. E. coli" is none of them, and neither is one that stands alone.
     """
-    problem = plain_text(problem)
-    places = _marks(problem)
-    up_to_it = ascii_lowercase[: max(2, ascii_lowercase.index(letter) + 1)]
-    listed = {found for found, _ in places}.issuperset(up_to_it)
-    return listed and any(found == letter and _stand_at(place, words, problem) for found, place in places)
+    problem = _unwrapped(problem).casefold()
+    forms: dict[tuple[str, str, bool], list[re.Match[str]]] = {}
+    ends: dict[tuple[str, str], int] = {}
+    for mark in _MARK.finditer(problem):
+        form = mark[1], mark[3]
+        if ends.get(form) != mark.start():  # else an initial behind a mark
+            begins = not problem[problem.rfind("\n", 0, mark.start()) + 1 : mark.start()].strip()
+            for of_lines in {False, begins}:
+                forms.setdefault((*form, of_lines), []).append(mark)
+        ends[form] = mark.end()
+    starts = [marks[i:] for marks in forms.values() for i, mark in enumerate(marks) if mark[2] == "a"]
+    return [listed for marks in starts if len(listed := _list(problem, marks)) > 1]
 
 
-def lists_options(problem: str) -> bool:
-    """Whether a problem lists options A and B at least, in one of the forms of `is_option`."""
-    return {found for found, _ in _marks(plain_text(problem))} >= {"a", "b"}
+def is_option(listed: dict[str, str], letter: str, words: str) -> bool:
+    """Whether a list has an option of that letter whose text begins with the words."""
+    text = listed.get(letter, "")
+    return letter in listed and text.startswith(words) and not (words and text[len(words) : len(words) + 1].isalnum())
 
 
-def _marks(problem: str) -> list[tuple[str, int]]:
-    """The letters that may begin an option, each with the place behind its mark."""
-    marks = list(_OPTION.finditer(problem))
-    ends = {mark.end() for mark in marks}
-    return [(mark[1], mark.end()) for mark in marks if mark.start() not in ends]
+def _list(problem: str, marks: list[re.Match[str]]) -> dict[str, str]:
+    """The options from the first mark on, each marked by the next letter."""
+    chain = marks[:1]
+    for mark in marks[1:]:
+        if ord(mark[2]) == ord(chain[-1][2]) + 1:
+            chain.append(mark)
+    ends = [mark.start() for mark in chain[1:]] + [len(problem)]
+    return {mark[2]: plain_text(problem[mark.end() : end]) for mark, end in zip(chain, ends, strict=True)}
 
 
 def plain_text(text: str) -> str:
-    r"""An answer in words without what does not count: case, spaces, a full stop, \text{...}, $ and **."""
-    return " ".join(_unwrapped(text).rstrip(".").casefold().split())
+    r"""An answer in words without what does not count: case, spaces, a full stop, \text{...}, $ and **, and escapes."""
+    return " ".join(_unwrapped(text).strip().rstrip(".").casefold().split())
 
 
 def _unwrapped(text: str) -> str:
-    return _TEXT.sub(r"\1", text).replace("$", "").replace("**", "").strip()
+    r"""A text without its LaTeX of style, where two are nested at most: \text{\textbf{(B)}}\ 20\% is (B) 20%."""
+    text = _STYLED.sub(r"\1", _STYLED.sub(r"\1", text))
+    text = _GAP.sub(" ", _ESCAPE.sub(r"\1", _BOLD.sub(r"\1", text)))
+    return text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
 
 
-def _stand_at(place: int, words: str, text: str) -> bool:
-    end = place + len(words)
-    return not words or (text.startswith(words, place) and not text[end : end + 1].isalnum())
+def _close(text: str) -> str:
+    """A text without white space, but between numbers."""
+    return _SPACE.sub("", " ".join(text.split()))
 
 
 def _number(text: str) -> tuple[str, str, int] | None:
@@ -128,9 +145,9 @@ def _number(text: str) -> tuple[str, str, int] | None:
 
     Equal numbers are equal here, and the length of an exponent's value costs nothing.
     """
-    if re.search(r",\s", text):  # two numbers, and no thousands
+    if re.search(r",[\s$]", text):  # two numbers, and no thousands
         return None
-    text = _COMMA.sub(",", _NO_DIGIT.sub("", text))
+    text = _COMMA.sub(",", _NO_DIGIT.sub("", _close(text)))
     if power := _POWER_OF_TEN.fullmatch(text):
         text = f"{power[1] or power[2] + '1'}e{power[3]}"
     found = _NUMBER.fullmatch(text)

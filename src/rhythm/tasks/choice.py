@@ -6,7 +6,7 @@ are open, with an answer of at most ten words that must be met exactly, up to ca
 
 from __future__ import annotations
 
-from rhythm.tasks.answers import is_option, lettered, lists_options, plain_text, reference_answer
+from rhythm.tasks.answers import is_option, lettered, options, plain_text, reference_answer
 from rhythm.tasks.base import Problem
 from rhythm.tasks.dataset import DatasetTask
 from rhythm.tasks.problem_set import Row
@@ -44,6 +44,7 @@ class Choice(DatasetTask):
             return False
         if given == right:
             return True
-        prompt = self.prompt(problem)
-        # Of a bare letter there are options; where their form is not known here, the letter decides.
-        return is_option(prompt, *given) or not (right[1] or lists_options(prompt))
+        lists = options(self.prompt(problem))
+        if not lists:  # of a bare letter there are some; where their form is not known here, the letter decides
+            return not right[1]
+        return any(is_option(listed, *given) and is_option(listed, *right) for listed in lists)

@@ -55,17 +55,23 @@ def _differ_as_numbers(reference: Any, given: Any) -> bool:
 
     It compares decimals at the sixth place and takes a difference under 1e-15 for none.
     """
-    if isinstance(reference, Boolean) != isinstance(given, Boolean):  # x = 2 is held against 2 by its right side
-        reference, given = (_right_side(side) for side in (reference, given))
+    reference, given = _right_sides(reference, given)
     left, right = _numbers(reference), _numbers(given)
     if len(left) != len(right):
         return False
     return any(abs(a - b) > max(abs(a), abs(b)) * 10**-DIGITS for a, b in zip(left, right, strict=True))
 
 
-def _right_side(expression: Any) -> Any:
-    last = take_last_relation(expression)
-    return last.rhs if isinstance(last, Relational) else expression
+def _right_sides(*expressions: Any) -> list[Any]:
+    """Of x = 2 beside 2, or beside another x = 3, the right sides; anything else as it is."""
+    relations = [take_last_relation(each) if isinstance(each, Boolean) else None for each in expressions]
+    named = {each.lhs for each in relations if isinstance(each, Relational)}
+    if len(named) > 1:
+        return list(expressions)
+    return [
+        relation.rhs if isinstance(relation, Relational) else each
+        for each, relation in zip(expressions, relations, strict=True)
+    ]
 
 
 def _numbers(expression: Any) -> list[Number]:
