@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rhythm import cli
@@ -26,7 +27,7 @@ def analyze_policies(cfg: DictConfig) -> None:
     check_device(cfg.device)
     adapters = policies(OmegaConf.to_container(cfg)["ckpt_path"])
     for adapter in adapters.values():
-        check_same_subject(cfg, adapter)
+        check_same_subject(cfg, adapter, HydraConfig.get().overrides.task)
     chosen = OmegaConf.create({field.name: cfg[field.name] for field in fields(AnalysisSettings)})
     settings = AnalysisSettings(**instantiate(chosen, _convert_="all"))
     task = instantiate(cfg.task, _convert_="all")

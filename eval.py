@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rhythm import cli
@@ -25,7 +26,7 @@ def evaluate_adapter(cfg: DictConfig) -> float:
             raise ValueError(f"{name}={cfg[name]}: must be at least {least}")
     check_device(cfg.device)
     adapter = find_adapter(cfg.ckpt_path)
-    check_same_subject(cfg, adapter)
+    check_same_subject(cfg, adapter, HydraConfig.get().overrides.task)
     policy = load_policy(cfg.policy, adapter).to(cfg.device)
     task = instantiate(cfg.task, _convert_="all")
     output = Path(cfg.output or ((adapter.parent if adapter else Path()) / "eval.json"))

@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> float:
     check_accelerator(cfg.trainer)
     check_shards(cfg)
     cfg.command = cli.command_line("train.py", hydra.overrides.task)
+    cfg.choices = {group: hydra.runtime.choices[group] for group in ("task", "policy")}
     checkpoint = open_run(cfg, hydra.runtime.choices.get("experiment") or hydra.runtime.choices["credit"])
     with building(cfg, checkpoint):
         seed_adapter(cfg.seed)

@@ -136,7 +136,7 @@ def test_a_run_folder_without_an_adapter(call, tmp_path):
         (["ckpt_path=gone"], "ckpt_path=gone: no adapter"),
         (["signals.window=500"], "fewer than window=500"),
         (["layers=outer"], "layers='outer': use one of"),
-        (["device=cuda"], "device=cuda: there is no CUDA device here"),
+        (["device=cuda"], "device=cuda: there is no such CUDA device here"),
         (["perturbation.tail=0"], "perturbation.tail=0: must be a whole number, 1 or more"),
         (["ckpt_path=[]"], "ckpt_path=[]: name a run"),
         (["ckpt_path=[null,null]"], "ckpt_path: null is named twice"),

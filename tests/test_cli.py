@@ -247,7 +247,9 @@ def test_a_start_that_would_train_on_wrong_rewards_is_refused(here, tiny_folder,
         ("updates_per_iteration=500", "updates_per_iteration=500: an iteration has 4 completions"),
         ("iterations=0", "iterations=0: must be at least 1"),
         ("callbacks.export.push_to_hub=me/x", "callbacks.export.push_to_hub=me/x"),
+        ("callbacks.evaluation.problems=0", "callbacks.evaluation.problems=0: must be at least 1"),
         ("output_dir=run", "output_dir=run is not empty"),
+        ("output_dir=run/notes.txt", "output_dir=run/notes.txt: there is a file of that name; name a folder"),
     ],
 )
 def test_the_doctor_refuses_what_the_run_would_be_refused_for(
@@ -287,7 +289,13 @@ def test_more_problems_than_there_are(here, tiny_folder):
         ("max_prompt_tokens=abc", "max_prompt_tokens=abc: takes a whole number, like 512"),
         ("output_dir=2026", "output_dir=2026: takes a word, like logs/mine"),
         ("ckpt_path=5", "ckpt_path=5: takes a word, like last"),
+        ("ckpt_path=[a,b]", "ckpt_path=['a', 'b']: takes a word, like last"),
         ("credit.top_fraction=2", "credit.top_fraction=2"),
+        ("credit.top_fraction=null", "credit.top_fraction=null: takes a number, like 0.4"),
+        ("policy.rank=null", "policy.rank=null: takes a whole number, like 16"),
+        ("signals.window=null", "signals.window=null: takes a whole number, like 10"),
+        ("callbacks.evaluation.every=null", "callbacks.evaluation.every=null: takes a whole number, like"),
+        ("task.train_size=null", "task.train_size=null: takes a whole number, like"),
         ("signals.window=0", "signals.window=0: the window of WAAD"),
         ("algorithm.objective.clip_low=-1", "error: algorithm.objective.clip_low=-1: must be at least 0"),
         ("credit.top_fraction=half", "credit.top_fraction=half: takes a number, like 0.4"),
@@ -313,9 +321,9 @@ def test_values_that_make_no_sense(here, tiny_folder, override, message):
     [
         ("samples=0", "samples=0: must be at least 1"),
         ("problems=0", "problems=0: must be at least 1"),
-        ("device=cuda:7", "device=cuda:7: there is no CUDA device here"),
+        ("device=cuda:7", "device=cuda:7: there is no such CUDA device here"),
         ("output=.", "output=.: there is a folder of that name; name a file"),
-        ("output=7", "output=7: takes a word, like eval.json"),
+        ("output=7", "output=7: takes a word, like results"),
         ("problems=1.5", "problems=1.5: takes a whole number"),
         ("max_completion_tokens=0", "max_completion_tokens=0: must be at least 1"),
         ("micro_batch_size=0", "micro_batch_size=0: must be at least 1"),
@@ -527,17 +535,23 @@ def test_an_adapter_is_evaluated_on_other_problems_of_its_task(run):
         settings.check_same_subject(config(task=task | {"template": "{problem}!"}), run / runs.LAST)
 
 
-def test_the_choices_of_a_runs_own_command_are_what_to_add(run, monkeypatch):
+def test_the_choices_of_a_run_are_what_to_add_where_none_was_made(run):
     command = "python train.py experiment=anchor task=gsm8k task.count=3 policy.rank=8 seed=3"
-    task = {"count": 3, "seconds": 2.0}
-    OmegaConf.save(config(task=task, max_completion_tokens=9, command=command), run / "config.yaml")
-    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    task, choices = {"count": 3, "seconds": 2.0}, {"task": "gsm8k", "policy": "qwen3_4b"}
+    saved = config(task=task, max_completion_tokens=9, command=command, choices=choices)
+    OmegaConf.save(saved, run / "config.yaml")
     now = config(task={"count": 4}, max_completion_tokens=8)
     with pytest.raises(ValueError, match=r"add task=gsm8k max_completion_tokens=9 task.count=3$"):
         settings.check_same_subject(now, run / runs.LAST)
-    monkeypatch.setattr(sys, "argv", ["eval.py", "task=gsm8k"])
+    now = config(task={"count": 4}, max_completion_tokens=8)
     with pytest.raises(ValueError, match=r"these; add max_completion_tokens=9 task.count=3 \+task.seconds=2.0$"):
-        settings.check_same_subject(now, run / runs.LAST)
+        settings.check_same_subject(now, run / runs.LAST, ["task=gsm8k"])
+    now = config(task=task, max_completion_tokens=8)  # on other problems of the same kind, which were chosen
+    with pytest.raises(ValueError, match=r"these; add max_completion_tokens=9$"):
+        settings.check_same_subject(now, run / runs.LAST, ["task=aime24"])
+    OmegaConf.save(config(task=task, max_completion_tokens=9), run / "config.yaml")  # of before choices were kept
+    with pytest.raises(ValueError, match=r"these; add task.count=3$"):
+        settings.check_same_subject(config(task=task | {"count": 4}, max_completion_tokens=9), run / runs.LAST)
 
 
 def test_a_policy_is_not_evaluated_on_prompts_of_another_form(run):

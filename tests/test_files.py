@@ -70,7 +70,7 @@ def test_the_config_beside_a_checkpoint_is_data(tmp_path, hit, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     torch.save({"iteration": 1, "state_dict": {}}, tmp_path / runs.LAST)
     now = {"seed": 0, "iterations": 5, "policy": {"path": "here"}, "task": {"count": 3}, "max_completion_tokens": 9}
-    now |= {"prompts_per_iteration": 2, "group_size": 2, "updates_per_iteration": 1}
+    now |= {"prompts_per_iteration": 2, "group_size": 2, "updates_per_iteration": 1, "trainer": {"devices": 1}}
     attack = {"_target_": "os.system", "command": f"touch {hit}"}
     text = OmegaConf.to_yaml(OmegaConf.create(now | {"task": attack, "seed": "${oc.env:SECRET}"}))
     (tmp_path / runs.CONFIG).write_text(text + "extra: !!python/object/apply:os.mkdir ['" + str(hit) + "']\n")

@@ -11,7 +11,6 @@ from rhythm.module import GRPOModule
 from rhythm.objective import Objective
 from rhythm.policy import Policy
 from rhythm.scoring import completion_logps, score
-from rhythm.seeding import generator
 from tests.training import (
     EMBEDDED,
     EasyCountdown,
@@ -120,15 +119,17 @@ def test_later_updates_of_an_iteration_are_clipped_against_the_policy_that_sampl
 
 
 def test_every_iteration_shares_its_rows_anew(monkeypatch):
-    drawn = []
+    shares, step = [], GRPOModule.step
 
-    def noted(*of):
-        drawn.append(of)
-        return generator(*of)
+    def noted(module, rollout, mask, rows):
+        shares.append(rows.tolist())
+        return step(module, rollout, mask, rows)
 
-    monkeypatch.setattr("rhythm.module.generator", noted)
+    monkeypatch.setattr(GRPOModule, "step", noted)
     run(iterations=2, updates_per_iteration=2)
-    assert drawn == [(0, "minibatches", 1, 0), (0, "minibatches", 2, 0)]
+    first, second = shares[0] + shares[1], shares[2] + shares[3]
+    assert sorted(first) == sorted(second) == list(range(len(first)))
+    assert first != second
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(aggregation="token_mean", beta=0.1)])

@@ -221,7 +221,7 @@ def rehearsal(cfg: DictConfig) -> Iterator[DictConfig]:
             small.callbacks.export = {"_target_": "rhythm.callbacks.export.ExportCheck", **kept}
         small.trainer.enable_progress_bar = False
     if "evaluation" in small.callbacks:
-        small.callbacks.evaluation.problems = 1
+        small.callbacks.evaluation.problems = min(cfg.callbacks.evaluation.problems, 1)  # none is refused
     with TemporaryDirectory(prefix="doctor-", dir=beside) as folder:
         small.output_dir = folder
         yield small

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import shlex
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,7 +25,8 @@ KINDS = {  # of a default: what may stand in its place, and its name
     str: ({str, list}, "a word"),  # a word may name a list: layers, targets
 }
 # What may be left null is otherwise like this.
-OPTIONAL = {"ckpt_path": "last", "output": "eval.json", "output_dir": "logs/mine", "max_prompt_tokens": 512}
+OPTIONAL = {"ckpt_path": "last", "output": "results", "output_dir": "logs/mine", "max_prompt_tokens": 512}
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 OF_ANY_KIND = {"trainer.devices"}  # Lightning takes numbers, words and lists
 
 
@@ -36,17 +39,40 @@ def check_kinds(cfg: DictConfig, config_name: str, overrides: Sequence[str]) -> 
     given, defaults = flatten(OmegaConf.to_container(cfg)), default_values(config_name, overrides)
     for key, value in given.items():
         default = defaults.get(key)
-        if key in OF_ANY_KIND or _interpolated(value, default):
+        like = OPTIONAL.get(key) if default is None else _followed(default, defaults)
+        if key in OF_ANY_KIND or type(like) not in KINDS or _is_reference(value):
             continue
-        if value is None and type(default) in KINDS and key in cfg:  # deeper keys belong to classes, which know better
-            raise ValueError(f"{key}=null: takes {KINDS[type(default)][1]}, like {default}")
-        like = OPTIONAL.get(key) if default is None else default
-        if value is not None and type(like) in KINDS and type(value) not in KINDS[type(like)][0]:
-            raise ValueError(f"{key}={value}: takes {KINDS[type(like)][1]}, like {like}")
+        kinds, named = KINDS[type(like)]
+        if key in OPTIONAL and config_name != "analyze":  # which takes several ckpt_path
+            kinds = kinds - {list}
+        fits = type(value) in kinds if value is not None else default is None or _may_be_null(key, given)
+        if not fits:
+            raise ValueError(f"{key}={'null' if value is None else value}: takes {named}, like {like}")
 
 
-def _interpolated(*values: Any) -> bool:
-    return any(isinstance(value, str) and "${" in value for value in values)
+def _may_be_null(key: str, given: dict[str, Any]) -> bool:
+    """Whether what reads a key takes None, as far as signatures say; what a key at the top is used for is not known."""
+    group = key.rpartition(".")[0]
+    readers = [(group, key), *((other.rpartition(".")[0], other) for other in given if given[other] == f"${{{key}}}")]
+    annotations = [
+        inspect.signature(get_object(target)).parameters[name].annotation
+        for node, reader in readers
+        if (target := given.get(f"{node}._target_")) is not None
+        and (name := reader.rpartition(".")[2]) in inspect.signature(get_object(target)).parameters
+    ]
+    return bool(group) and all(re.search("None|Optional|Any|_empty", str(each)) for each in annotations)
+
+
+def _followed(value: Any, values: dict[str, Any]) -> Any:
+    """A value, or the one that it is a plain reference to; None for any other interpolation."""
+    if not _is_reference(value):
+        return value
+    reference = _REFERENCE.fullmatch(value)
+    return _followed(values.get(reference[1]), values) if reference else None
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def typed(name: str, node: str, config_name: str, overrides: Sequence[str]) -> str:
@@ -55,7 +81,7 @@ def typed(name: str, node: str, config_name: str, overrides: Sequence[str]) -> s
     values = default_values(config_name, overrides)
     if key not in values:
         return name
-    reference = re.fullmatch(r"\$\{([\w.]+)\}", str(values[key]))
+    reference = _REFERENCE.fullmatch(str(values[key]))
     return reference[1] if reference else key
 
 

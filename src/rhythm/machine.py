@@ -77,5 +77,5 @@ def check_device(device: str) -> None:
     """Raises ValueError where there is no such device, or it is of a kind that has no float64, as Apple's."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"device={device}: use cpu, cuda or cuda:1")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: there is no CUDA device here; use device=cpu")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}: there is no such CUDA device here; use device=cpu, or another number")

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from rhythm.machine import devices_of_a_node
 from rhythm.policy import Policy
 from rhythm.settings import CONFIG, check_same_run
 
@@ -26,6 +27,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 HPARAMS = "hparams.yaml"
 LOCK = ".lock"
 STAGED = f".{CONFIG}"  # written beside it, then renamed
+NOT_BEGUN = {CONFIG, LOCK, STAGED}  # what a run leaves behind at most that never began
 SHARED = "RHYTHM_OUTPUT_DIR"  # tells the other processes of a distributed run which folder the first one made
 _claims: dict[Path, FileLock] = {}
 
@@ -99,6 +101,12 @@ def check_counts(cfg: DictConfig) -> None:
         raise ValueError(
             f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions} completions"
         )
+    devices = devices_of_a_node(cfg.trainer) * cfg.trainer.get("num_nodes", 1)
+    if 0 < completions // devices < cfg.updates_per_iteration:
+        raise ValueError(
+            f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions // devices} completions "
+            f"on each of {devices} devices"
+        )
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: must be at least 0")
 
@@ -110,7 +118,7 @@ def building(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]:
         yield
     except Exception:
         folder = Path(cfg.output_dir)
-        empty = {path.name for path in folder.iterdir()} <= {CONFIG, LOCK}
+        empty = {path.name for path in folder.iterdir()} <= NOT_BEGUN
         if checkpoint is None and not rank_zero_only.rank and empty:
             _claims.pop(folder.resolve()).release()
             shutil.rmtree(folder)
@@ -186,7 +194,9 @@ def new_folder(cfg: DictConfig, label: str) -> Path:
 
 def check_free(folder: Path) -> None:
     """Raises ValueError where a folder is there and holds more than a run leaves behind that never began."""
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {CONFIG, LOCK, STAGED}:
+    if folder.is_file():
+        raise ValueError(f"output_dir={folder}: there is a file of that name; name a folder")
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= NOT_BEGUN:
         return
     if (folder / LAST).is_file():
         raise ValueError(f"output_dir={folder} holds a run; add ckpt_path=last to resume it, or name another folder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ CONFIG = "config.yaml"  # of a run's folder, all settings resolved
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
 FREE = [f"{what}_every" for what in ("eval", "inspect", "checkpoint")]
 FREE += ["iterations", "micro_batch_size", "ckpt_path", "output_dir", "first_iteration"]
-FREE += ["doctor", "estimate", "prompt_tokens", "command"]
+FREE += ["doctor", "estimate", "prompt_tokens", "command", "choices"]
 FREE += [f"algorithm.{name}" for name in ("iterations", "micro_batch_size", "max_not_finite")]
 FREE += [f"sampler.{name}" for name in ("url", "folder", "model", "timeout", "patience")]
-FREE_GROUPS = ("callbacks.", "logger.", "trainer.")
+FREE_GROUPS = ("callbacks.", "logger.", "trainer.", "choices.")
 # But for these: what is learned depends on them, or what is measured.
 BOUND = ("trainer.precision", "callbacks.attention_signals")
 BOUND += tuple(f"callbacks.evaluation.{name}" for name in ("problems", "samples", "prompts_at_once"))
@@ -47,23 +47,29 @@ def check_same_run(cfg: DictConfig, saved: Path) -> None:
         raise ValueError(f"the run in {saved.parent} was started with other settings: {shown}; give it the same ones")
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], importing: str = "") -> list[str]:
     """The keys under which two runs' settings differ; one that a run lacks has there the value of being left out.
 
     So a run goes on that was begun before a key existed, as long as the key is not used: both make the same object.
+
+    Args:
+        importing: where both configs are mere data, what the names of objects begin with that may be imported. What it
+            means to leave out a key of another is not known, and differs from any value.
     """
-    left_out = {key: unsaid(key, before, now) for key in before.keys() ^ now.keys()}
+    left_out = {key: unsaid(key, before, now, importing) for key in before.keys() ^ now.keys()}
     then, today = left_out | before, left_out | now
     groups = {key for key in then if isinstance(before.get(key, now.get(key)), dict)}
     return sorted(key for key in then.keys() - groups if then[key] != today[key])
 
 
-def unsaid(key: str, before: dict[str, Any], now: dict[str, Any]) -> Any:
+def unsaid(key: str, before: dict[str, Any], now: dict[str, Any], importing: str = "") -> Any:
     """What it means to leave a key out: the default of what both configs make there; None where they differ in that."""
     group, _, name = key.rpartition(".")
     target = now.get(f"{group}._target_")
     if target is None or target != before.get(f"{group}._target_"):
         return None
+    if not str(target).startswith(importing):
+        return object()
     parameter = inspect.signature(get_object(target)).parameters.get(name)
     default = None if parameter is None or parameter.default is parameter.empty else parameter.default
     return list(default) if isinstance(default, tuple) else default
@@ -89,8 +95,12 @@ def knobs(cfg: DictConfig) -> dict[str, Any]:
     return top | {key: value for key, value in credit.items() if not isinstance(value, dict)}
 
 
-def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
-    """Refuses to evaluate an adapter on another base or task than its run's config names; that is read as data only."""
+def check_same_subject(cfg: DictConfig, adapter: Path | None, words: Sequence[str] = ()) -> None:
+    """Refuses to evaluate an adapter on another base or task than its run's config names; that is read as data only.
+
+    Args:
+        words: the overrides of the command, which what is to be added goes with.
+    """
     folder = run_folder(adapter) if adapter is not None else None
     if folder is None:
         return
@@ -103,15 +113,19 @@ def check_same_subject(cfg: DictConfig, adapter: Path | None) -> None:
         keys |= {"policy.alpha", "policy.adapter"}
     differing = [key for key in differences(saved, now) if key in keys]
     if differing:
-        raise ValueError(f"{adapter} was trained under other settings than these; add {_mend(saved, now, differing)}")
+        raise ValueError(
+            f"{adapter} was trained under other settings than these; add {_mend(saved, now, differing, words)}"
+        )
 
 
-def _mend(saved: dict[str, Any], now: dict[str, Any], differing: list[str]) -> str:
-    """What to add to a command for a run's settings: the choices of its own command, or else key by key."""
-    said = {word.partition("=")[0]: word for word in shlex.split(saved.get("command") or "")}
-    choices = {group: said[group] for group in ("task", "policy") if group in said and said[group] not in sys.argv}
-    differing = [key for key in differing if key.partition(".")[0] not in choices or key in said]
-    parts = [shlex.quote(word) for word in choices.values()]
+def _mend(saved: dict[str, Any], now: dict[str, Any], differing: list[str], words: Sequence[str]) -> str:
+    """What to add to a command for a run's settings: its task and policy where none was chosen, and single keys."""
+    chosen = {word.partition("=")[0] for word in words}
+    changed = {key.partition(".")[0] for key in differing}
+    choices = {group: saved.get(f"choices.{group}") for group in ("task", "policy") if group in changed - chosen}
+    said = {word.partition("=")[0] for word in shlex.split(saved.get("command") or "")}
+    parts = [override(group, choice) for group, choice in choices.items() if choice]
+    differing = [key for key in differing if not choices.get(key.partition(".")[0]) or key in said]
     for key in differing:
         plus = "" if key in now else "+"
         parts.append(override(f"{plus}{key}", saved[key]) if key in saved else shlex.quote(f"~{key}"))

@@ -87,7 +87,7 @@ def test_a_rollout_of_one_response_is_looked_at():
     assert math.isfinite(noted.lifts[0][0])
 
 
-@pytest.mark.parametrize(("name", "value", "least"), [("responses", 1, 2), ("every", 0, 1)])
-def test_settings_that_cannot_be_looked_by_are_refused_by_their_keys(name, value, least):
-    with pytest.raises(ValueError, match=f"^callbacks.coupling.{name}={value}: must be at least {least}$"):
-        Coupling(**{name: value})
+@pytest.mark.parametrize("name", ["responses", "every"])
+def test_settings_that_cannot_be_looked_by_are_refused_by_their_keys(name):
+    with pytest.raises(ValueError, match=f"^{name}=0: must be at least 1$"):
+        Coupling(**{name: 0})

@@ -199,6 +199,22 @@ def test_a_signal_of_ones_own_is_trained_with_and_looked_at(tmp_path, name, cred
     assert {"fresh_1/tokens", "fixed_1/tokens", "fixed_1/curves"} <= drawn.figures.keys()
 
 
+class Both(Reader):
+    """A reader that fills one signal more."""
+
+    provides = Reader.provides | {"surprise"}
+
+    def scored(self, module, rollout):
+        rollout.signals.surprise = rollout.completion_mask.cumsum(1).float()
+        return super().scored(module, rollout)
+
+
+def test_a_reader_may_fill_one_signal_more(tmp_path):
+    drawn, settings = Drawn(tmp_path), {"prompts": 2, "max_completion_tokens": 20}
+    run(callbacks=[drawn, Both()], credit=SurpriseCredit(), logger=TensorBoardLogger(tmp_path), **settings)
+    assert {"fresh_1/maps", "fixed_1/maps"} <= drawn.figures.keys()
+
+
 @pytest.mark.parametrize("name", ["fresh", "fixed", "completions"])
 def test_counts_below_zero_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"callbacks.inspection.{name}=-1"):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhythm.credit import AnchorCredit, CreditStrategy, EntropyCredit, UniformCredit, amplify, row_noise, top_tokens
+from rhythm.credit.base import remedy
 from rhythm.types import AttentionSignals
 
 nan = math.nan
@@ -59,9 +60,10 @@ def test_a_strategy_may_read_a_signal_that_is_not_ours():
     signals = SimpleNamespace(surprise=torch.full(MASK.shape, 0.5))
     assert SurpriseCredit()(signals, MASK).tolist() == [[1.5, 1.5, 1.5, 1], [1, 1.5, 1.5, 1]]
     with pytest.raises(
-        ValueError, match=r"reads `surprise`, which nobody provided; add the callback whose `provides` names it$"
+        ValueError, match=r"reads `surprise`, which nobody provided; add a callback whose `provides` names `surprise`$"
     ):
         SurpriseCredit()(AttentionSignals(), MASK)
+    assert remedy({"surprise", "fai"}) == "add callbacks=attention and a callback whose `provides` names `surprise`"
 
 
 def test_weights_are_given_what_is_required_and_nothing_else():

@@ -39,7 +39,7 @@ def test_pairs_that_all_differ_alike_are_told_nothing_by_student():
     assert str(seen) == "+0.1000 [unknown], p unknown, 2 pairs that all differ alike: not distinguishable"
     same = compare([0.3, 0.5], [0.3, 0.5], student=True)
     assert np.isnan([same.low, same.high]).all()
-    assert str(same) == "+0.0000 [unknown], p = 1.000, 2 pairs that all differ alike: not distinguishable"
+    assert str(same) == "+0.0000 [unknown], p = 1.000, 2 pairs that are all equal: not distinguishable"
 
 
 def test_resampling_pairs_that_all_differ_alike_tells_no_interval_either():

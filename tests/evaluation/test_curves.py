@@ -70,7 +70,7 @@ def test_credits_of_one_name_are_told_apart_by_where_they_are_from(a_run):
     runs = [a_run("a"), a_run("b", credit=mine), a_run("c", credit="Uniform"), a_run("d", seed=1)]
     found = load(*runs)
     assert list(found) == [
-        "anchor credit._target_='rhythm.credit.AnchorCredit' credit.strength=None",
+        "anchor credit._target_='rhythm.credit.AnchorCredit'",
         "anchor credit._target_='mine.AnchorCredit' credit.strength=2",
         "uniform",
     ]
@@ -79,7 +79,27 @@ def test_credits_of_one_name_are_told_apart_by_where_they_are_from(a_run):
 
 def test_a_number_and_its_digits_as_text_are_two_arms(a_run):
     found = load(a_run("a", version=1), a_run("b", version="1"))
-    assert list(found) == ["anchor version=1 version=1", "anchor version=1 version='1'"]
+    assert list(found) == ["anchor version=1", "anchor version='1'"]
+
+
+def test_a_setting_that_is_null_is_told(a_run):
+    reader = "rhythm.callbacks.attention_signals.AttentionSignals"
+    values = {"absent": {}, "default": {"regroup_every": 1}, "never": {"regroup_every": None}}
+    runs = {
+        name: a_run(name, seed=seed, callbacks={"attention_signals": {"_target_": reader} | value})
+        for seed, (name, value) in enumerate(values.items())
+    }
+    key = "callbacks.attention_signals.regroup_every"
+    assert list(load(runs["default"], runs["never"])) == [f"anchor {key}=1", f"anchor {key}=null"]
+    found = load(*runs.values())  # left out it has the default of its class
+    assert {name: len(group) for name, group in found.items()} == {"anchor": 2, f"anchor {key}=null": 1}
+
+
+def test_what_is_left_out_of_an_object_that_is_not_ours_is_not_known(a_run):
+    """And nothing is imported to know it: a run's config is data."""
+    mine = {"_target_": "nowhere.MineCredit"}
+    found = load(a_run("a", credit=mine), a_run("b", seed=1, credit=mine | {"strength": None}))
+    assert list(found) == ["mine", "mine credit.strength=null"]
 
 
 def test_runs_measured_on_other_problems_are_other_arms(a_run):

@@ -195,7 +195,10 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     pairs = [("shuffled_coupled", "uniform"), ("anchor", "uniform"), ("anchor", "shuffled_coupled")]
     assert list(planted.family) == pairs
     turned = [*planted.secondary, ("uniform", "anchor"), ("uniform", "coupled"), *planted.secondary]
-    assert list(dataclasses.replace(planted, secondary=turned).family) == pairs
+    other_way = dataclasses.replace(planted, secondary=turned)
+    assert list(other_way.family) == pairs
+    assert "- `anchor` against `uniform`: " in report.contrasts(other_way)
+    assert "- `anchor` against `uniform`: " not in report.contrasts(planted)
     alone = [planted.compare(*pair).p for pair in pairs]
     assert max(alone[0], alone[2]) < 0.01 < alone[1]
     assert cells["anchor"][4] == f"{alone[1]:.3f}"  # the largest of the family

@@ -92,6 +92,7 @@ def test_a_name_alone_is_one_function_and_a_number_alone_its_weight(tmp_path):
         ([], None, "there are 0 functions in task.rewards"),
         (["one", "parity"], [1.0], r"task.weights=\[1.0\]: there are 2 functions in task.rewards"),
         (["one"], [nan], r"^task.weights=\[nan\]: must be finite numbers$"),
+        (["one"], "heavy", r"^task.weights=\['heavy'\]: must be finite numbers$"),
         (["one"], ["heavy"], r"^task.weights=\['heavy'\]: must be finite numbers$"),
         (["one", "parity"], 0.5, r"task.weights=\[0.5\]: there are 2 functions in task.rewards"),
     ],

@@ -105,8 +105,6 @@ def test_answers_are_read_by_box_or_by_pattern(tmp_path):
         ([True, 1], "line 2: column answer holds 1"),
         ([["a"], "a"], "line 2: column answer holds 'a'"),
         ([{"of": 1}, {"of": 2}, {"of": "x"}], "line 3: column answer holds {'of': 'x'}"),
-        ([1, 10**30], "line 2: column answer holds 1" + "0" * 30),
-        (["x", "\ud800"], "line 2: column answer holds '\\ud800'"),
     ],
 )
 def test_a_column_of_two_kinds_names_the_row_that_differs(tmp_path, answers, shown):
@@ -121,6 +119,30 @@ def test_a_column_of_two_kinds_names_the_row_that_differs(tmp_path, answers, sho
     with pytest.raises(ValueError, match=r"^[^\n]*text, or every row's a number$") as caught:
         made.train_problems()
     assert str(caught.value).startswith(f"{file}, {shown}, which does not go with the rows before it (")
+
+
+@pytest.mark.parametrize(
+    ("answers", "shown"),
+    [
+        (["x", "\ud800"], "line 2: column answer holds '\\ud800', which no column"),
+        (["\ud800"], "line 1: column answer holds '\\ud800', which no column"),
+        ([1, 10**30], "line 2: column answer holds 1" + "0" * 30 + ", which no column"),
+        ([10**30, 1], "line 1: column answer holds 1" + "0" * 30 + ", which no column"),
+    ],
+)
+def test_what_no_column_can_hold_is_named_by_its_row(tmp_path, answers, shown):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"problem": f"{i}?", "answer": each}) for i, each in enumerate(answers)))
+    made = Echo(
+        train=ProblemSet(files=str(file)),
+        test=problem_set(tmp_path / "test.jsonl", rows(("0", "0"))),
+        template="{problem}",
+    )
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*, which no column can hold \([^\n]*\); mend the row, or leave it out$"
+    ) as caught:
+        made.train_problems()
+    assert str(caught.value).startswith(f"{file}, {shown}")
 
 
 def test_whole_numbers_and_others_are_one_kind(tmp_path):

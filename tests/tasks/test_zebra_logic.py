@@ -29,6 +29,13 @@ def answered(**houses):
     return json.dumps({"solution": SOLUTION | {name.replace("_", " "): cells for name, cells in houses.items()}})
 
 
+def test_a_number_is_right_as_text_and_a_puzzle_without_a_solution_is_left_out(task):
+    problem = task.read(ROW | {"solution": {"header": ["House", "Age"], "rows": [["1", 34]]}})
+    for age in ("34", 34):
+        assert task.reward(problem, json.dumps({"solution": {"House 1": {"Age": age}}})) == 1.0
+    assert task.read(ROW | {"solution": None}) is None
+
+
 def test_the_prompt_shows_the_form_and_not_the_solution(task, problem):
     prompt = task.prompt(problem)
     form = json.loads(prompt[prompt.index("{") :])

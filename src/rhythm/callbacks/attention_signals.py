@@ -130,7 +130,7 @@ class AttentionSignals(RolloutObserver):
         }
         inputs = (module.policy.model, rollout.input_ids, rollout.attention_mask, response)
         signals = attention_signals(*inputs, **settings | changes)
-        for name in self.provides:
+        for name in OF_ATTENTION:
             values = getattr(signals, name)
             moved = values.new_full(rollout.completion_mask.shape, torch.nan)
             moved[rollout.completion_mask] = values[response]

@@ -30,13 +30,13 @@ class Coupling(RolloutObserver):
 
     Args:
         every: iterations between two looks, at least 1; the last iteration is always looked at.
-        responses: how many, at least 2, evenly spaced over the rollout; all where it has fewer.
+        responses: how many, at least 1, evenly spaced over the rollout; all where it has fewer.
     """
 
     def __init__(self, *, every: int = 20, responses: int = 32):
-        for name, value, least in (("every", every, 1), ("responses", responses, 2)):
-            if value < least:
-                raise ValueError(f"callbacks.coupling.{name}={value}: must be at least {least}")
+        for name, value in (("every", every), ("responses", responses)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
         self.every = every
         self.responses = responses
 

@@ -48,7 +48,7 @@ class HeldOutEvaluation(Callback):
             self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, module: GRPOModule) -> dict[str, Any]:
-        with trainer.precision_plugin.train_step_context():  # which Lightning enters for training steps alone
+        with trainer.precision_plugin.train_step_context():  # which Lightning enters for steps, not for hooks
             measured = evaluate(
                 module.policy,
                 module.task,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rhythm.callbacks.attention_signals import AttentionSignals
 from rhythm.callbacks.observer import RolloutObserver
+from rhythm.credit.base import OF_ATTENTION
 from rhythm.data import collate_prompts
 from rhythm.inspection.drawing import pixels
 from rhythm.inspection.figures import curves_figure, heads_figure, maps_figure
@@ -181,7 +182,7 @@ def fixed_rollout(module: GRPOModule, count: int) -> Rollout:
     reader = attention_reader(module)
     rollout.signals = Signals() if reader is None else reader.read(module, rollout)
     rollout.signals.entropy = entropy
-    if module.credit.requires <= {"entropy", *(() if reader is None else reader.provides)}:
+    if module.credit.requires <= {"entropy", *(() if reader is None else OF_ATTENTION)}:
         seed = derive_seed(module.seed, "credit", module.iteration, module.global_rank)
         rollout.credit = module.credit(rollout.signals, module.eligible(rollout), seed=seed)
     return rollout

@@ -35,7 +35,7 @@ class CreditStrategy(ABC):
     def weights(self, signals: AttentionSignals, mask: Tensor) -> Tensor:
         """Return [N, T] ≥ 0; what stands outside the mask does not matter.
 
-        signals: the fields in `requires` and no others, NaN outside the mask.
+        signals: an object with the fields in `requires` and no others, [N, T], NaN outside the mask.
         """
 
     def __call__(
@@ -115,9 +115,10 @@ class SelectiveCredit(CreditStrategy):
 
 def remedy(fields: Iterable[str]) -> str:
     """What to add to a run in which nobody provides these signals."""
-    return (
-        "add callbacks=attention" if OF_ATTENTION.issuperset(fields) else "add the callback whose `provides` names it"
-    )
+    own = sorted(set(fields) - OF_ATTENTION)
+    parts = ["callbacks=attention"] if OF_ATTENTION.intersection(fields) else []
+    parts += [f"a callback whose `provides` names `{name}`" for name in own]
+    return f"add {' and '.join(parts)}"
 
 
 def top_tokens(scores: Tensor, mask: Tensor, fraction: float, select: Select = "top") -> Tensor:

@@ -18,7 +18,7 @@ from rhythm.evaluation.metrics import ROUNDING, bootstrap_interval, student_inte
 from rhythm.seeding import derive_seed
 
 RESAMPLES = 10_000
-ENOUGH = 6  # runs of an arm from which resampling them tells an interval: of five, 95% are 90%, of two 50 to 70%
+ENOUGH = 6  # runs of an arm from which resampling them tells an interval: of two 95% are 50 to 70%, of six to ten 90
 UNKNOWN = (float("nan"), float("nan"))
 
 
@@ -48,7 +48,8 @@ class Comparison:
     @property
     def basis(self) -> str:
         """How many pairs there are, and whether they say nothing about the spread."""
-        return f"{self.pairs} {self.unit}{' that all differ alike' if self.spread < ROUNDING else ''}"
+        alike = " that all differ alike" if self.difference else " that are all equal"
+        return f"{self.pairs} {self.unit}{alike if self.spread < ROUNDING else ''}"
 
     def __str__(self) -> str:
         bounds = brackets((self.low, self.high), "+.4f")
@@ -118,12 +119,15 @@ def probability_of_improvement(ours: NDArray, theirs: NDArray) -> NDArray:
 def improvement_interval(ours: ArrayLike, theirs: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of P(ours > theirs), by resampling the runs of each arm, [n] and [m], for itself.
 
-    NaN twice where n or m is below ENOUGH, and where every draw says the same, as of arms that lie wholly apart.
+    NaN twice where n or m is below ENOUGH, and where every draw says the same, as of arms that lie wholly apart. Of six
+    to ten runs it holds the truth in about 90% of cases.
     """
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
     arms = (np.asarray(ours, float), np.asarray(theirs, float))
+    if min(map(len, arms)) < ENOUGH:
+        return UNKNOWN
     resampled = (arm[draw.integers(len(arm), size=(RESAMPLES, len(arm)))] for arm in arms)
-    return _percentiles(probability_of_improvement(*resampled)) if min(map(len, arms)) >= ENOUGH else UNKNOWN
+    return _percentiles(probability_of_improvement(*resampled))
 
 
 def interquartile_mean(values: ArrayLike) -> float:
@@ -134,12 +138,15 @@ def interquartile_mean(values: ArrayLike) -> float:
 def interquartile_interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the interquartile mean of [n], by bootstrap.
 
-    NaN twice where n is below ENOUGH, and where all values are equal.
+    NaN twice where n is below ENOUGH, and where all values are equal. Of six to ten values it holds the truth in about
+    90% of cases.
     """
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
     values = np.asarray(values, float)
+    if len(values) < ENOUGH:
+        return UNKNOWN
     resampled = values[draw.integers(len(values), size=(RESAMPLES, len(values)))]
-    return _percentiles(stats.trim_mean(resampled, 0.25, axis=1)) if len(values) >= ENOUGH else UNKNOWN
+    return _percentiles(stats.trim_mean(resampled, 0.25, axis=1))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rhythm.evaluation.comparison import Comparison, compare
 from rhythm.evaluation.metrics import student_interval
 from rhythm.inspection.drawing import COLOURS
 from rhythm.keys import flatten
-from rhythm.settings import CONFIG, is_free
+from rhythm.settings import CONFIG, differences, is_free
 
 # What two evaluations have in common that are compared problem by problem.
 ASKED = ("task", "problems", "samples", "seed", "temperature", "max_completion_tokens", "prompts_at_once")
@@ -33,7 +33,7 @@ class Run:
 
     folder: Path
     seed: int
-    settings: dict[str, Any]  # dotted keys of its config, without the seed, what changes no result, and what is null
+    settings: dict[str, Any]  # dotted keys of its config, without the seed and what changes no result
     curve: dict[int, float]  # iteration -> value
     solved: dict[int, list[float]]  # of the last iteration the share of right samples of each problem, where it is told
 
@@ -47,9 +47,7 @@ class Run:
         if tag not in events.Tags()["scalars"]:
             raise ValueError(f"{folder}: no `{tag}` in its TensorBoard events; there is {_likely(events, tag)}")
         solved = _solved(folder / "metrics.json") if tag == "eval/pass@1" else {}
-        told = {
-            key: value for key, value in config.items() if not (value is None or isinstance(value, dict) or _apart(key))
-        }
+        told = {key: value for key, value in config.items() if not (isinstance(value, dict) or _apart(key))}
         curve = {event.step: event.value for event in events.Scalars(tag)}
         return cls(folder, int(config["seed"]), told, curve, solved)
 
@@ -67,7 +65,7 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     grouped: list[list[Run]] = []
     for run in runs:
-        same = next((group for group in grouped if group[0].settings == run.settings), None)
+        same = next((group for group in grouped if not _differing([group, [run]])), None)
         grouped.append([run]) if same is None else same.append(run)
     found = {}
     for name, group in zip(_names(grouped), grouped, strict=True):
@@ -123,7 +121,7 @@ def over_problems(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) ->
     pairs = _common(ours, theirs) or [(ours[0], theirs[0])] * (len(ours) == len(theirs) == 1)
     solved = [[run.solved.get(iteration, []) for run in arm] for arm in zip(*pairs, strict=True)]
     counts = {len(of) for arm in solved for of in arm}
-    if len(counts) != 1 or counts <= {0, 1} or _task(ours[0]) != _task(theirs[0]):
+    if len(counts) != 1 or counts <= {0, 1} or any(key.startswith("task.") for key in _differing([ours, theirs])):
         return None
     return compare(*(np.mean(arm, 0) for arm in solved), unit="problems")
 
@@ -176,36 +174,38 @@ def draw(rows: pd.DataFrame, label: str) -> Figure:
 
 
 def _names(grouped: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each arm; those that would share one have every setting behind it in which they differ."""
-    short = [_name(group[0], grouped) for group in grouped]
+    """A name for each arm; those that would share one have every setting in which they differ, as Python writes it."""
+    told = [_told(group[0], grouped) for group in grouped]
+    short = [_name(group[0], keys) for group, keys in zip(grouped, told, strict=True)]
     names = []
-    for name, group in zip(short, grouped, strict=True):
+    for name, group, keys in zip(short, grouped, told, strict=True):
         alike = [other for other, its in zip(grouped, short, strict=True) if its == name]
-        more = [f"{key}={group[0].settings.get(key)!r}" for key in _differing(alike)]
-        names.append(" ".join([name, *more]))
+        more = [key for key in _differing(alike) if key not in keys]
+        names.append(name if len(alike) == 1 else _name(group[0], keys + more, form=repr))
     return names
 
 
-def _name(run: Run, grouped: Sequence[Sequence[Run]]) -> str:
-    """The arm's credit, and the settings in which it differs from the others, or from others with that credit."""
-    target = run.settings.get("credit._target_", "")
-    kin = [group for group in grouped if group[0].settings.get("credit._target_", "") == target]
+def _told(run: Run, grouped: Sequence[Sequence[Run]]) -> list[str]:
+    """The settings in which an arm differs from the others, those of credit from others with the same credit."""
+    target = run.settings.get("credit._target_")
+    kin = [group for group in grouped if group[0].settings.get("credit._target_") == target]
     told = [key for key in _differing(grouped) if not key.startswith(OF_CREDIT)]
-    told += [key for key in _differing(kin) if key not in told]
-    credit = str(target).rpartition(".")[2].removesuffix("Credit").lower()
-    return " ".join([credit, *(f"{key}={run.settings[key]}" for key in told if key in run.settings)])
+    return told + [key for key in _differing(kin) if key not in told]
+
+
+def _name(run: Run, told: Sequence[str], form: Callable[[Any], str] = str) -> str:
+    """The credit and these settings; one that the run's config lacks is left out."""
+    credit = str(run.settings.get("credit._target_", "")).rpartition(".")[2].removesuffix("Credit").lower()
+    values = {key: run.settings[key] for key in told if key in run.settings}
+    return " ".join([credit, *(f"{key}={'null' if value is None else form(value)}" for key, value in values.items())])
 
 
 def _differing(grouped: Sequence[Sequence[Run]]) -> list[str]:
     """The keys that differ; of those that differ in the same way, such as an interpolation and its source, one."""
-    settings = [group[0].settings for group in grouped]
-    values = {key: tuple(repr(mine.get(key)) for mine in settings) for key in set().union(*settings)}
-    patterns = {values[key]: key for key in sorted(values, key=lambda key: (len(key), key), reverse=True)}
-    return sorted(key for pattern, key in patterns.items() if len(set(pattern)) > 1)
-
-
-def _task(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.settings.items() if key.startswith("task.")}
+    first, *others = (group[0].settings for group in grouped)
+    keys = set().union(*(differences(first, other, importing="rhythm.") for other in others))
+    ways = {key: tuple(repr(mine.get(key)) for mine in (first, *others)) for key in keys}
+    return sorted({ways[key]: key for key in sorted(keys, key=lambda key: (len(key), key), reverse=True)}.values())
 
 
 def _apart(key: str) -> bool:

@@ -35,7 +35,7 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 def bootstrap_interval(
     values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [n]."""
+    """Percentile interval of the mean of `values` [n], for many; where all are equal it is that value."""
     draw = np.random.default_rng(derive_seed(seed, "bootstrap"))
     values = np.asarray(values, float)
     means = values[draw.integers(len(values), size=(resamples, len(values)))].mean(1)

@@ -48,7 +48,7 @@ class Custom(DatasetTask):
         super().__init__(train=train, test=test, template=template, answer_pattern=answer_pattern)
         rewards = [rewards] if isinstance(rewards, str) else rewards
         weights = [1.0] * len(rewards) if weights is None else weights
-        weights = list(weights) if isinstance(weights, Sequence) else [weights]
+        weights = [weights] if isinstance(weights, float | int | str) else list(weights)
         if not rewards or len(weights) != len(rewards):
             raise ValueError(f"task.weights={weights}: there are {len(rewards)} functions in task.rewards")
         if not all(isinstance(weight, (int, float)) and math.isfinite(weight) for weight in weights):

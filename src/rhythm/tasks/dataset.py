@@ -117,10 +117,14 @@ def _table(problems: dict[str, Row]) -> Dataset:
             cells = [{column: row.get(column)} for row in rows]
             if _misfit(cells):
                 first = bisect_left(range(len(rows)), True, key=lambda i: _misfit(cells[: i + 1]))
-                held = ascii(cells[first][column])[:80]
+                held = f"{list(problems)[first]}: column {column} holds {ascii(cells[first][column])[:80]}"
+                if _misfit(cells[first : first + 1]):
+                    raise ValueError(
+                        f"{held}, which no column can hold ({error}); mend the row, or leave it out"
+                    ) from error
                 raise ValueError(
-                    f"{list(problems)[first]}: column {column} holds {held}, which does not go with the rows before it "
-                    f"({error}); make every row's text, or every row's a number"
+                    f"{held}, which does not go with the rows before it ({error}); make every row's text, or every "
+                    "row's a number"
                 ) from error
         raise
 

@@ -37,10 +37,13 @@ class ZebraLogic(DatasetTask):
         super().__init__(train=train, test=test, template=template)
 
     def read(self, row: Row) -> Row | None:
+        if row["solution"] is None:
+            return None
         header, rows = row["solution"]["header"], row["solution"]["rows"]
         if any(cell in (BLANK, None) for cells in rows for cell in cells):
             return None
-        values = [dict(zip(header[1:], cells[1:], strict=True)) for cells in rows]  # the first column counts the houses
+        # The first column counts the houses; a number is compared as text.
+        values = [dict(zip(header[1:], map(str, cells[1:]), strict=True)) for cells in rows]
         houses = {f"House {number}": cells for number, cells in enumerate(values, 1)}
         blanks = {house: dict.fromkeys(cells, BLANK) for house, cells in houses.items()}
         return {
@@ -84,6 +87,6 @@ def _same(cells: dict[str, str], answer: Any) -> bool:
     if not isinstance(answer, dict):
         return False
     return all(
-        isinstance(answer.get(name), str) and answer[name].strip().lower() == value.strip().lower()
+        isinstance(answer.get(name), str | int) and str(answer[name]).strip().lower() == value.strip().lower()
         for name, value in cells.items()
     )
