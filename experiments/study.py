@@ -129,7 +129,7 @@ def run_once(
     if not (output_dir / "checkpoints" / "last.ckpt").exists():
         shutil.rmtree(output_dir, ignore_errors=True)  # stopped before its first checkpoint
     output_dir.mkdir(parents=True, exist_ok=True)
-    log = output_dir.with_suffix(".log")
+    log = output_dir.with_name(f"{output_dir.name}.log")  # an arm's name may have a dot
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command,
