@@ -83,6 +83,8 @@ def test_a_run_leaves_everything_that_is_promised(finished):
         assert words in out
     command = f"python train.py {' '.join([*SMOKE, *LOOKS])} iterations=6"
     assert f"\n{command}\n" in (folder / "adapter" / "README.md").read_text()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["choices"] == {"task": "countdown_three", "policy": "tiny_countdown"}  # eval.py names them
     logged = scalars(folder)
     assert logged.keys() >= SCALARS
     assert [step for step, _ in logged["reward"]] == [1, 2, 3, 4, 5, 6]
