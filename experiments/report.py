@@ -230,7 +230,7 @@ def draw_forest(results: Results, path: Path) -> None:
         axis.plot(seen.difference, place, "o", color=colour, markersize=4)
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(f"points of held-out pass@1, 95% over seeds{'; orange: primary' * bool(primary)}", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
