@@ -497,6 +497,17 @@ def test_a_key_that_is_newer_than_a_run_had_its_default_there(run):
         runs.open_run(config(ckpt_path=str(run), policy=other), None)
 
 
+@pytest.mark.parametrize(("devices", "share"), [(1, None), (4, None), (8, 1), (16, 0)])
+def test_every_device_needs_a_completion_for_each_update(devices, share):
+    cfg = config(trainer={"devices": devices})  # 8 completions, 2 updates
+    if share is None:
+        runs.check_counts(cfg)
+        return
+    message = f"^updates_per_iteration=2: an iteration has {share} completions on each of {devices} devices$"
+    with pytest.raises(ValueError, match=message):
+        runs.check_counts(cfg)
+
+
 def test_a_run_is_not_resumed_in_another_folder(run, tmp_path):
     with pytest.raises(ValueError, match="is resumed in its own folder"):
         runs.open_run(config(ckpt_path=str(run), output_dir=str(tmp_path / "other")), None)

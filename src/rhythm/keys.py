@@ -52,15 +52,20 @@ def check_kinds(cfg: DictConfig, config_name: str, overrides: Sequence[str]) -> 
 
 def _may_be_null(key: str, given: dict[str, Any]) -> bool:
     """Whether what reads a key takes None, as far as signatures say; what a key at the top is used for is not known."""
-    group = key.rpartition(".")[0]
-    readers = [(group, key), *((other.rpartition(".")[0], other) for other in given if given[other] == f"${{{key}}}")]
-    annotations = [
-        inspect.signature(get_object(target)).parameters[name].annotation
-        for node, reader in readers
-        if (target := given.get(f"{node}._target_")) is not None
-        and (name := reader.rpartition(".")[2]) in inspect.signature(get_object(target)).parameters
-    ]
-    return bool(group) and all(re.search("None|Optional|Any|_empty", str(each)) for each in annotations)
+    readers = [key, *(other for other, value in given.items() if value == f"${{{key}}}")]
+    return "." in key and all(_takes_none(reader, given) for reader in readers)
+
+
+def _takes_none(key: str, given: dict[str, Any]) -> bool:
+    group, _, name = key.rpartition(".")
+    target = given.get(f"{group}._target_")
+    found = None if target is None else parameter(target, name)
+    return found is None or bool(re.search("None|Optional|Any|_empty", str(found.annotation)))
+
+
+def parameter(target: str, name: str) -> inspect.Parameter | None:
+    """What the object that a config's `_target_` names takes under a name; None where it takes no such thing."""
+    return inspect.signature(get_object(target)).parameters.get(name)
 
 
 def _followed(value: Any, values: dict[str, Any]) -> Any:

@@ -97,16 +97,11 @@ def check_counts(cfg: DictConfig) -> None:
         if cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1")
     completions = cfg.prompts_per_iteration * cfg.group_size
-    if 0 < completions < cfg.updates_per_iteration:
-        raise ValueError(
-            f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions} completions"
-        )
     devices = devices_of_a_node(cfg.trainer) * cfg.trainer.get("num_nodes", 1)
-    if 0 < completions // devices < cfg.updates_per_iteration:
-        raise ValueError(
-            f"updates_per_iteration={cfg.updates_per_iteration}: an iteration has {completions // devices} completions "
-            f"on each of {devices} devices"
-        )
+    share, updates = completions // devices, cfg.updates_per_iteration
+    if completions > 0 and share < updates:
+        each = f" on each of {devices} devices" if devices > 1 else ""
+        raise ValueError(f"updates_per_iteration={updates}: an iteration has {share} completions{each}")
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: must be at least 0")
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from rhythm.keys import flatten, override
+from rhythm.keys import flatten, override, parameter
 
 CONFIG = "config.yaml"  # of a run's folder, all settings resolved
 # What may change when a run is resumed: how long, how often, where, on what, in how much memory.
@@ -70,8 +68,8 @@ def unsaid(key: str, before: dict[str, Any], now: dict[str, Any], importing: str
         return None
     if not str(target).startswith(importing):
         return object()
-    parameter = inspect.signature(get_object(target)).parameters.get(name)
-    default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+    found = parameter(target, name)
+    default = None if found is None or found.default is found.empty else found.default
     return list(default) if isinstance(default, tuple) else default
 
 
