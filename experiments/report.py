@@ -3,8 +3,10 @@
 Beside its arms a study.yaml names the `baseline` that every arm is compared with and, where it has some, contrasts of
 two arms that were fixed before the first run, `primary`, each tested alone, and `secondary`. These and all arms against
 the baseline are one family, whose p-values are corrected by Holm's procedure. Prints Markdown; draws curves.png and
-forest.png there. Intervals are 95% and of each number alone: Student's over seeds, of P(better) and of the
-interquartile mean by bootstrap, told from six seeds an arm: of six, 95% are about 90%, of ten 93%.
+forest.png there, unless asked for another iteration, outcome or seeds than the study is about. Intervals are 95% and of
+each number alone: Student's over seeds, of P(better) and of the interquartile mean by bootstrap, told from six seeds an
+arm: of six, 95% are about 90%, of ten 93%. What "would be found" is the difference that has 80% power, in the family
+by Bonferroni.
 """
 
 from __future__ import annotations
@@ -49,10 +51,18 @@ class Results:
     primary: list[Contrast]  # those whose arms have two seeds or more in common too
     secondary: list[Contrast]
     rows: pd.DataFrame
+    outcome: str  # the column that arms are compared by, a share
 
     @classmethod
-    def load(cls, folder: Path, only: list[str] | None = None, at: int | None = None) -> Results:
-        """What was measured after iteration `at`, None for the last; `only` some arms are shown.
+    def load(
+        cls,
+        folder: Path,
+        only: list[str] | None = None,
+        at: int | None = None,
+        seeds: list[int] | None = None,
+        outcome: str = "pass@1",
+    ) -> Results:
+        """What was measured after iteration `at`, None for the last, of some `seeds`; `only` some arms are shown.
 
         Raises:
             ValueError: there is nothing to compare.
@@ -66,27 +76,27 @@ class Results:
         for where, those in named.items():
             if unknown := sorted(set(those) - set(described["arms"])):
                 raise ValueError(f"{where} {' '.join(unknown)}: {folder / 'study.yaml'} has no such arm")
-        rows = _rows(folder, at)
-        seeds = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
+        rows = _rows(folder, at, seeds, outcome)
+        of_arm = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
         baseline = described["baseline"]
-        common = seeds.get(baseline, set())
-        arms = [arm for arm in described["arms"] if len(seeds.get(arm, set()) & common) >= 2]
+        common = of_arm.get(baseline, set())
+        arms = [arm for arm in described["arms"] if len(of_arm.get(arm, set()) & common) >= 2]
         if len(arms) < 2:
             raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {baseline} yet")
         if early := [arm for arm in only or [] if arm not in arms]:
             raise ValueError(f"--arms {' '.join(early)}: fewer than two seeds in common with {baseline} yet")
         primary, secondary = (
-            [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(seeds.get, pair))) >= 2]
+            [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(of_arm.get, pair))) >= 2]
             for of in pairs.values()
         )
-        return cls(folder, arms, only or arms, baseline, primary, secondary, rows)
+        return cls(folder, arms, only or arms, baseline, primary, secondary, rows, outcome)
 
     def of(self, arm: str) -> pd.DataFrame:
         return self.rows[self.rows.credit == arm]
 
-    def final(self, arm: str, column: str = "pass@1") -> pd.Series:
-        """The value after the last iteration, by seed."""
-        return self.of(arm).groupby("seed").last()[column]
+    def final(self, arm: str, column: str | None = None) -> pd.Series:
+        """The outcome, or another column, after the last iteration, by seed."""
+        return self.of(arm).groupby("seed").last()[column or self.outcome]
 
     def trained_mean(self, arm: str, column: str) -> float:
         """A metric of training over all iterations of all seeds; a row has the mean since the row before."""
@@ -95,7 +105,7 @@ class Results:
         return float((mine[column] * weights).sum() / weights.sum())
 
     def compare(self, ours: str, theirs: str) -> Comparison:
-        """Paired by seed, in percentage points of pass@1."""
+        """Paired by seed, in percentage points of the outcome."""
         pairs = pd.concat([self.final(ours), self.final(theirs)], axis=1, join="inner") * 100
         return compare(pairs.iloc[:, 0], pairs.iloc[:, 1], student=True)
 
@@ -113,9 +123,20 @@ class Results:
     def to_show(self, contrasts: Iterable[Contrast]) -> list[Contrast]:
         return [pair for pair in contrasts if set(pair) <= set(self.shown)]
 
+    @property
+    def start(self) -> float:
+        """The outcome in percent before training, where all runs are one policy."""
+        return float(self.rows.groupby(["credit", "seed"]).first()[self.outcome].mean()) * 100
 
-def _rows(folder: Path, at: int | None) -> pd.DataFrame:
-    """results.csv up to an iteration. ValueError where it has no rows, or runs of different lengths."""
+    def smallest(self, seen: Comparison, pair: Contrast) -> str:
+        """The difference that a contrast finds with 80% power, in points; of the family by Bonferroni."""
+        level = 0.05 / (len(self.family) if pair in self.family else 1)
+        found = smallest_difference(seen.spread, seen.pairs, level=level)
+        return "unknown" if np.isnan(found) else f"{found:.1f}"
+
+
+def _rows(folder: Path, at: int | None, seeds: list[int] | None, outcome: str) -> pd.DataFrame:
+    """results.csv up to an iteration. ValueError where it has no such rows, or runs of different lengths."""
     path = folder / "results.csv"
     try:
         rows = pd.read_csv(path, dtype={"credit": str})  # an arm may be called 1e-3
@@ -125,6 +146,13 @@ def _rows(folder: Path, at: int | None) -> pd.DataFrame:
         raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
     if missing := {"credit", "seed", "iteration", "pass@1", "well_formed"} - set(rows.columns):
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: study.py writes them")
+    shares = [column for column in rows if column == "well_formed" or column.startswith("pass@")]
+    if outcome not in shares:
+        raise ValueError(f"--outcome {outcome}: use one of {', '.join(shares)}, columns of {path}")
+    if seeds is not None:
+        if unknown := sorted(set(seeds) - set(rows.seed)):
+            raise ValueError(f"--seeds {' '.join(map(str, unknown))}: {path} has no such seed")
+        rows = rows[rows.seed.isin(seeds)]
     if at is not None:
         later = sorted(set(rows.iteration))[1:]  # before the first nothing was trained
         if at not in later:
@@ -138,12 +166,13 @@ def _rows(folder: Path, at: int | None) -> pd.DataFrame:
 
 
 def arms_table(results: Results) -> str:
-    """Markdown: a line an arm. Percent are of pass@1 after the last iteration, over all seeds.
+    """Markdown: a line an arm. Percent are of the outcome after the last iteration, over all seeds.
 
     Interquartile mean and P(better) stand alone where the seeds are too few for their intervals.
     """
-    columns = ["arm", "seeds", "pass@1, %", "interquartile mean", f"against {results.baseline}, points", "corrected p"]
-    columns += ["P(better)", "well-formed, %", "gradient norm", "entropy-weighted credit"]
+    columns = ["arm", "seeds", f"{results.outcome}, %", "interquartile mean", f"against {results.baseline}, points"]
+    columns += ["would be found", "corrected p", "P(better)", "well-formed, %", "gradient norm"]
+    columns += ["entropy-weighted credit"]
     lines = [columns, ["---"] * len(columns)]
     base = results.final(results.baseline).to_numpy()
     for arm in results.shown:
@@ -153,13 +182,15 @@ def arms_table(results: Results) -> str:
         middle = brackets(interquartile_interval(scores), ".1f", unknown="")
         cells += [f"{interquartile_mean(scores):.1f} {middle}".rstrip()]
         if arm == results.baseline:
-            cells += ["", "", ""]
+            cells += ["", "", "", ""]
         else:
-            seen = results.family.get((arm, results.baseline))
+            pair = (arm, results.baseline)
+            seen = results.family.get(pair)
             p = seen.level.removeprefix("= ") if seen else "primary"
-            seen = seen or results.compare(arm, results.baseline)
+            seen = seen or results.compare(*pair)
             chance = float(probability_of_improvement(raw, base))
-            cells += [f"{seen.difference:+.1f} {brackets((seen.low, seen.high), '+.1f')}", p]
+            cells += [f"{seen.difference:+.1f} {brackets((seen.low, seen.high), '+.1f')}"]
+            cells += [results.smallest(seen, pair), p]
             cells += [f"{chance:.2f} {brackets(improvement_interval(raw, base), '.2f', unknown='')}".rstrip()]
         cells += [f"{100 * results.final(arm, 'well_formed').mean():.1f}"]
         cells += [f"{results.trained_mean(arm, name):.3f}" for name in ("grad_norm", "credit_entropy_weighted")]
@@ -169,22 +200,26 @@ def arms_table(results: Results) -> str:
 
 def contrasts(results: Results) -> str:
     """Markdown: the contrasts of two arms one by one, and what each was able to see."""
-    lines = [line(results.compare(*pair), *pair) for pair in results.to_show(results.primary)]
+    lines = [line(results, results.compare(*pair), pair) for pair in results.to_show(results.primary)]
     secondary = set(map(frozenset, results.secondary))  # one may stand among the arms, the other way round
     others = [pair for pair in results.to_show(results.family) if frozenset(pair) in secondary]
-    lines += [line(results.family[pair], *pair, family=len(results.family)) for pair in others]
+    lines += [line(results, results.family[pair], pair) for pair in others]
     spread = results.final(results.baseline).std(ddof=1) * 100
     seeds = len(results.final(results.baseline))
-    lines.append(f"- {seeds} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation).")
+    lines.append(
+        f"- {seeds} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation). "
+        f"Before training {results.outcome} is {results.start:.1f}%."
+    )
     return "\n".join(lines)
 
 
-def line(seen: Comparison, ours: str, theirs: str, family: int = 1) -> str:
-    """One contrast; of a family its p is corrected, its interval is of it alone, and its power is Bonferroni's."""
+def line(results: Results, seen: Comparison, pair: Contrast) -> str:
+    """One contrast; of the family its p is corrected, its interval is of it alone."""
+    ours, theirs = pair
     verdict = "distinguishable" if seen.distinguishable else "not distinguishable"
-    smallest = smallest_difference(seen.spread, seen.pairs, level=0.05 / family)
-    found = "an unknown difference" if np.isnan(smallest) else f"{smallest:.1f} points"
-    p = "corrected p" if family > 1 else "p"
+    found = results.smallest(seen, pair)
+    found = "an unknown difference" if found == "unknown" else f"{found} points"
+    p = "corrected p" if pair in results.family else "p"
     return (
         f"- `{ours}` against `{theirs}`: {seen.difference:+.1f} points {brackets((seen.low, seen.high), '+.1f')}, "
         f"{p} {seen.level}, {seen.basis}: **{verdict}**. With 80% power {found} would be found."
@@ -199,9 +234,9 @@ def draw_curves(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 1.9 * rows), **shared)
     for axis in axes.flat[len(results.shown) :]:
         axis.set_visible(False)
-    base = results.of(results.baseline).groupby("iteration")["pass@1"].mean() * 100
+    base = results.of(results.baseline).groupby("iteration")[results.outcome].mean() * 100
     for axis, arm in zip(axes.flat, results.shown, strict=False):
-        curves = results.of(arm).groupby("iteration")["pass@1"]
+        curves = results.of(arm).groupby("iteration")[results.outcome]
         mean = curves.mean() * 100
         start = mean.where(mean.index == 0)  # where all seeds are one policy
         bounds = pd.DataFrame([student_interval(scores) for _, scores in curves], mean.index) * 100
@@ -214,7 +249,7 @@ def draw_curves(results: Results, path: Path) -> None:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("iteration", fontsize=8)
-    figure.supylabel(f"pass@1, %; grey: {results.baseline}", fontsize=8)
+    figure.supylabel(f"{results.outcome}, %; grey: {results.baseline}", fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -232,7 +267,7 @@ def draw_forest(results: Results, path: Path) -> None:
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     which = "; orange: primary" * bool(primary)
-    axis.set_xlabel(f"points of held-out pass@1, 95% over seeds, not corrected{which}", fontsize=8)
+    axis.set_xlabel(f"points of held-out {results.outcome}, 95% over seeds, not corrected{which}", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -243,15 +278,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a study.yaml with its results.csv")
     parser.add_argument("--arms", nargs="+", help="show these alone; p is corrected over all")
-    parser.add_argument("--at", type=int, help="tell of this iteration instead of the last, and draw nothing")
+    parser.add_argument("--at", type=int, help="tell of this iteration instead of the last")
+    parser.add_argument("--seeds", type=int, nargs="+", help="tell of these seeds instead of all")
+    parser.add_argument("--outcome", default="pass@1", help="compare by this column; default: pass@1")
     args = parser.parse_args()
     folder = args.study
     try:
-        results = Results.load(folder, args.arms, args.at)
+        results = Results.load(folder, args.arms, args.at, args.seeds, args.outcome)
     except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(" ".join(str(error).split()))
     print(arms_table(results), contrasts(results), sep="\n\n")
-    if args.at is None:
+    if (args.at, args.seeds, args.outcome) != (None, None, "pass@1"):
+        print(
+            "- Another look than the study was made for, at pass@1 of all seeds at the end: no p is corrected for that."
+        )
+    else:
         draw_curves(results, folder / "curves.png")
         draw_forest(results, folder / "forest.png")
 

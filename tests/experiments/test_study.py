@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import report, study
-from rhythm.evaluation.comparison import compare, holm, smallest_difference
+from rhythm.evaluation.comparison import holm, smallest_difference
 
 ARMS = ("uniform", "coupled", "shuffled_coupled", "anchor")
 
@@ -190,8 +190,8 @@ def cells_by_arm(results):
 def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     cells = cells_by_arm(planted)
     assert list(cells) == list(ARMS)
-    assert cells["uniform"][3:6] == ["", "", ""]
-    assert cells["coupled"][4] == "primary"
+    assert cells["uniform"][3:7] == ["", "", "", ""]
+    assert cells["coupled"][5] == "primary"
     pairs = [("shuffled_coupled", "uniform"), ("anchor", "uniform"), ("anchor", "shuffled_coupled")]
     assert list(planted.family) == pairs
     turned = [*planted.secondary, ("uniform", "anchor"), ("uniform", "coupled"), *planted.secondary]
@@ -201,10 +201,17 @@ def test_the_table_has_a_line_an_arm_and_holm_over_what_is_not_primary(planted):
     assert "- `anchor` against `uniform`: " not in report.contrasts(planted)
     alone = [planted.compare(*pair).p for pair in pairs]
     assert max(alone[0], alone[2]) < 0.01 < alone[1]
-    assert cells["anchor"][4] == f"{alone[1]:.3f}"  # the largest of the family
+    assert cells["anchor"][5] == f"{alone[1]:.3f}"  # the largest of the family
     assert [each.p for each in planted.family.values()] == pytest.approx(holm(alone))
-    assert float(cells["coupled"][5].split()[0]) > float(cells["anchor"][5].split()[0])
-    assert cells["anchor"][6:] == ["90.0", "0.450", "1.200"]
+    assert float(cells["coupled"][6].split()[0]) > float(cells["anchor"][6].split()[0])
+    assert cells["anchor"][7:] == ["90.0", "0.450", "1.200"]
+
+
+def test_every_arm_is_told_with_what_would_have_been_found(planted):
+    cells = cells_by_arm(planted)
+    for arm, level in {"coupled": 0.05, "anchor": 0.05 / 3}.items():  # of a family of three, by Bonferroni
+        spread = planted.compare(arm, "uniform").spread
+        assert cells[arm][4] == f"{smallest_difference(spread, 10, level=level):.1f}"
 
 
 def test_an_earlier_iteration_is_told_of_when_asked(planted):
@@ -213,6 +220,33 @@ def test_an_earlier_iteration_is_told_of_when_asked(planted):
     assert early.trained_mean("coupled", "grad_norm") == pytest.approx(0.5)
     with pytest.raises(ValueError, match=r"--at 7: use one of 30, 40, iterations of .*results\.csv"):
         report.Results.load(planted.folder, at=7)
+
+
+def reported(monkeypatch, *arguments):
+    """Calls report.py as a user does."""
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+    report.main()
+
+
+def test_another_outcome_and_some_seeds_are_told_of_when_asked_and_no_figure_is_drawn(planted, monkeypatch, capsys):
+    ours = study.Study.load(planted.folder)
+    ours.add([r | {"pass@8": f"{1 - float(r['pass@1']):.4f}"} for r in ours.rows()])
+    reported(monkeypatch, planted.folder, "--outcome", "pass@8", "--seeds", 2, 3, 4)
+    table, told = capsys.readouterr().out.split("\n\n")
+    assert "| pass@8, % |" in table
+    assert told.startswith("- `coupled` against `uniform`: -")  # what gains by one loses by the other
+    assert "3 pairs" in told
+    assert "3 seeds of `uniform` spread by" in told
+    assert "Before training pass@8 is 75.0%." in told
+    assert told.splitlines()[-1].endswith("no p is corrected for that.")
+    assert not list(planted.folder.glob("*.png"))
+    reported(monkeypatch, planted.folder)
+    assert "no p is corrected" not in capsys.readouterr().out
+    assert len(list(planted.folder.glob("*.png"))) == 2
+    with pytest.raises(ValueError, match=r"--outcome kl: use one of pass@1, pass@8, .*, well_formed, columns of "):
+        report.Results.load(planted.folder, outcome="kl")
+    with pytest.raises(ValueError, match=r"--seeds 11: .*results.csv has no such seed"):
+        report.Results.load(planted.folder, seeds=[1, 11])
 
 
 def test_what_is_shown_changes_no_p(planted):
@@ -236,7 +270,7 @@ def test_equal_scores_are_ties_whatever_their_rounding(tmp_path):
         trained = {"grad_norm": "0.5", "credit_entropy_weighted": "1.0", "well_formed": "1.0"}
         for seed in range(2):
             ours.add([row(arm, seed, 0, 0.1), row(arm, seed, 20, 0.0007 + 0.28 * seed, **trained)])
-    assert cells_by_arm(report.Results.load(tmp_path))["coupled"][5] == "0.50"
+    assert cells_by_arm(report.Results.load(tmp_path))["coupled"][6] == "0.50"
 
 
 def unfinished(folder, seeds, score, **changes):
@@ -272,22 +306,21 @@ def test_contrasts_wait_for_two_seeds_that_both_arms_have(tmp_path):
 
 def test_the_two_resampled_intervals_are_told_from_six_seeds_an_arm(tmp_path):
     few = cells_by_arm(unfinished(tmp_path / "few", dict.fromkeys(ARMS, range(5)), spread))
-    assert ["[" in cell for cell in few["anchor"][1:6]] == [True, False, True, False, False]  # Student's alone
+    assert ["[" in cell for cell in few["anchor"][1:7]] == [True, False, True, False, False, False]  # Student's alone
     enough = cells_by_arm(unfinished(tmp_path / "enough", dict.fromkeys(ARMS, range(6)), spread))
-    assert ["[" in cell for cell in enough["anchor"][1:6]] == [True, True, True, False, True]
+    assert ["[" in cell for cell in enough["anchor"][1:7]] == [True, True, True, False, False, True]
 
 
 def test_where_no_spread_was_seen_nothing_is_sure(tmp_path):
     """Every seed gains a point: the intervals, p and the power are unknown rather than zero or NaN."""
-    seen = compare([30, 31], [29, 30], student=True)
-    assert report.line(seen, "a", "b") == (
-        "- `a` against `b`: +1.0 points [unknown], p unknown, 2 pairs that all differ alike: **not distinguishable**. "
-        "With 80% power an unknown difference would be found."
-    )
     score = {"uniform": 0.30, "coupled": 0.31, "shuffled_coupled": 0.31, "anchor": 0.31}
     found = unfinished(tmp_path, dict.fromkeys(ARMS, range(6)), lambda arm, seed: score[arm])
+    told = (
+        "+1.0 points [unknown], p unknown, 6 pairs that all differ alike: **not distinguishable**. With 80% power an "
+    )
+    assert f"- `coupled` against `uniform`: {told}unknown difference would be found.\n" in report.contrasts(found)
     cells = cells_by_arm(found)["anchor"]
-    assert cells[1:6] == ["31.0 [unknown]", "31.0", "+1.0 [unknown]", "unknown", "1.00"]
+    assert cells[1:7] == ["31.0 [unknown]", "31.0", "+1.0 [unknown]", "unknown", "unknown", "1.00"]
     assert "nan" not in report.contrasts(found)
     report.draw_curves(found, tmp_path / "curves.png")
     report.draw_forest(found, tmp_path / "forest.png")
@@ -336,15 +369,14 @@ def test_a_study_without_a_baseline_is_not_reported(planted):
         ([("uniform", 0, 20), ("uniform", 1, 10)], "uniform, seed 1 ends at iteration 10, others at 20"),
     ],
 )
-def test_what_cannot_be_compared_yet_is_one_line(tmp_path, rows, message):
+def test_what_cannot_be_compared_yet_is_one_line(tmp_path, rows, message, monkeypatch, capsys):
     ours = described(tmp_path)
     ours.results.touch()
     for arm, seed, iteration in rows:
         ours.add([row(arm, seed, iteration, 0.2)])
-    command = [sys.executable, report.__file__, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        reported(monkeypatch, tmp_path)
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_figures_are_drawn_small(planted):
