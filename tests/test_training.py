@@ -317,6 +317,7 @@ def test_the_doctor_looks_at_a_run_says_what_it_found_and_leaves_nothing(nursery
 
 def test_a_multirun_trains_every_combination_in_its_own_folder(nursery, tmp_path):
     arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "logger=csv"]
+    arguments += ["~callbacks.inspection"]
     arguments += [f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep"]
     nursery.run(tmp_path / "output", "train.py", *arguments)
     assert len(list(tmp_path.glob("*/csv/from_iteration_1/metrics.csv"))) == 4
