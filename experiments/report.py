@@ -51,16 +51,11 @@ class Results:
     primary: list[Contrast]  # those whose arms have two seeds or more in common too
     secondary: list[Contrast]
     rows: pd.DataFrame
-    outcome: str  # the column that arms are compared by, a share
+    outcome: str = "pass@1"  # the column that arms are compared by, a share
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        only: list[str] | None = None,
-        at: int | None = None,
-        seeds: list[int] | None = None,
-        outcome: str = "pass@1",
+        cls, folder: Path, only: list[str] | None = None, *, at=None, seeds: list[int] | None = None, outcome="pass@1"
     ) -> Results:
         """What was measured after iteration `at`, None for the last, of some `seeds`; `only` some arms are shown.
 
@@ -153,6 +148,9 @@ def _rows(folder: Path, at: int | None, seeds: list[int] | None, outcome: str) -
         if unknown := sorted(set(seeds) - set(rows.seed)):
             raise ValueError(f"--seeds {' '.join(map(str, unknown))}: {path} has no such seed")
         rows = rows[rows.seed.isin(seeds)]
+    if len(empty := rows[rows[outcome].isna()]):
+        arm, seed, iteration = empty.iloc[0][["credit", "seed", "iteration"]]
+        raise ValueError(f"{path}: {arm}, seed {seed} has no {outcome} at iteration {iteration}")
     if at is not None:
         later = sorted(set(rows.iteration))[1:]  # before the first nothing was trained
         if at not in later:
@@ -284,14 +282,12 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.study
     try:
-        results = Results.load(folder, args.arms, args.at, args.seeds, args.outcome)
+        results = Results.load(folder, args.arms, at=args.at, seeds=args.seeds, outcome=args.outcome)
     except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(" ".join(str(error).split()))
     print(arms_table(results), contrasts(results), sep="\n\n")
     if (args.at, args.seeds, args.outcome) != (None, None, "pass@1"):
-        print(
-            "- Another look than the study was made for, at pass@1 of all seeds at the end: no p is corrected for that."
-        )
+        print("- Not what the study was made for, pass@1 of all seeds at the end: no p is corrected for this look.")
     else:
         draw_curves(results, folder / "curves.png")
         draw_forest(results, folder / "forest.png")

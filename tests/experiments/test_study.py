@@ -238,7 +238,7 @@ def test_another_outcome_and_some_seeds_are_told_of_when_asked_and_no_figure_is_
     assert "3 pairs" in told
     assert "3 seeds of `uniform` spread by" in told
     assert "Before training pass@8 is 75.0%." in told
-    assert told.splitlines()[-1].endswith("no p is corrected for that.")
+    assert told.splitlines()[-1].endswith("no p is corrected for this look.")
     assert not list(planted.folder.glob("*.png"))
     reported(monkeypatch, planted.folder)
     assert "no p is corrected" not in capsys.readouterr().out
@@ -247,6 +247,9 @@ def test_another_outcome_and_some_seeds_are_told_of_when_asked_and_no_figure_is_
         report.Results.load(planted.folder, outcome="kl")
     with pytest.raises(ValueError, match=r"--seeds 11: .*results.csv has no such seed"):
         report.Results.load(planted.folder, seeds=[1, 11])
+    ours.add([row("anchor", 4, 0, 0.2), row("anchor", 4, 40, 0.2) | {"pass@8": "0.6"}])
+    with pytest.raises(ValueError, match=r"results.csv: anchor, seed 4 has no pass@8 at iteration 0$"):
+        report.Results.load(planted.folder, outcome="pass@8")
 
 
 def test_what_is_shown_changes_no_p(planted):
