@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 HERE = Path(__file__).parent
 FIGURES = {name: f"fresh_2/{name}" for name in ("tokens", "curves", "maps")} | {"heads": "heads/distance"}
-PAGE, REPORT = (1280, 640), (1280, 866)  # pixels
+PAGE, REPORT = (1280, 640), (1280, 898)  # pixels
 
 
 def save(picture: Image.Image, name: str) -> None:
