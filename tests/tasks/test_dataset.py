@@ -79,7 +79,11 @@ def test_a_problem_stands_in_the_template_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{question}", r"KeyError\('question'\)\): the columns are problem, answer; a brace itself is written twice"),
+        (
+            "{question}",
+            r"test.jsonl, line 1: task.template cannot be filled \(KeyError\('question'\)\): the columns are problem, "
+            "answer; a brace itself is written twice",
+        ),
         ("{}", r"the columns are problem, answer"),
         ("{problem} \\boxed{", r"^task.template: .*; a brace itself is written twice"),
     ],
@@ -87,6 +91,15 @@ def test_a_problem_stands_in_the_template_as_it_is(tmp_path):
 def test_a_template_that_cannot_be_filled_names_the_columns(tmp_path, template, message):
     with pytest.raises(ValueError, match=message):
         task(tmp_path, template=template).train_problems()
+
+
+def test_a_row_without_a_column_of_the_template_is_named(tmp_path):
+    made = task(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"question": "3+3", "answer": "6"}\n')
+    with pytest.raises(
+        ValueError, match=r"^.*train.jsonl, line 2: task.template cannot be filled .*: the columns are q"
+    ):
+        made.train_problems()
 
 
 def test_answers_are_read_by_box_or_by_pattern(tmp_path):

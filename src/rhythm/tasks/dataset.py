@@ -79,7 +79,7 @@ class DatasetTask(Task):
             problem = None if any(row.get(name, "?") in (None, "") for name in self._asked) else self.read(row)
             if problem is None:
                 incomplete += 1
-            elif (key := self._key(problem)) in held_out:
+            elif (key := self._placed_key(problem, place)) in held_out:
                 shared += 1
             elif key in keys:
                 duplicates += 1
@@ -102,6 +102,12 @@ class DatasetTask(Task):
                     f"{place}: there is no column {name}; there are {', '.join(row)}; say which it is by "
                     f"task.{role}.columns={{{name}: ..., ...}}"
                 )
+
+    def _placed_key(self, problem: Row, place: str) -> str:
+        try:
+            return self._key(problem)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
 
     def _key(self, problem: Problem) -> str:
         return " ".join(self.prompt(problem).split())
