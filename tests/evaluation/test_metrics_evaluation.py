@@ -70,3 +70,13 @@ def test_the_metric_accumulates_problems():
     metric.reset()
     metric.update(CORRECT[4:])
     assert metric.compute() == 1.0
+
+
+def test_where_nothing_or_everything_is_solved_other_problems_may_differ():
+    """A share θ of problems shows itself in none of 30 with probability (1 − θ)³⁰, which is 2.5% at the bound."""
+    for right in (False, True):
+        metric = PassAtK(2)
+        metric.update(torch.full((30, 4), right))
+        low, high = metric.interval()
+        assert (low, high) == pytest.approx((1 - 0.1157, 1.0) if right else (0.0, 0.1157), abs=1e-4)
+        assert pytest.approx((low if right else 1 - high) ** 30) == 0.025

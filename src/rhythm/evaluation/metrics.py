@@ -74,4 +74,13 @@ class PassAtK(Metric):
         return dim_zero_cat(self.values).mean()
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        return bootstrap_interval(dim_zero_cat(self.values).cpu(), level)
+        """Percentile interval of the mean over problems, by bootstrap.
+
+        Where every problem has 0, or every one 1, resampling sees no spread; then it is Clopper and Pearson's of the
+        share of problems that have it: of 30 problems that nothing solved, 0 to 0.116.
+        """
+        values = dim_zero_cat(self.values).cpu()
+        if (values == values[0]).all() and values[0] in (0, 1):
+            exact = stats.binomtest(int(values.sum()), len(values)).proportion_ci(level, method="exact")
+            return float(exact.low), float(exact.high)
+        return bootstrap_interval(values, level)
