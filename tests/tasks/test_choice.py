@@ -1,11 +1,10 @@
-import time
-
 import pytest
 
 from rhythm.tasks.answers import lettered, plain_text
 from rhythm.tasks.choice import Choice
 from rhythm.tasks.problem_set import ProblemSet
 from tests.tasks.files import problem_set
+from tests.tasks.processor import takes_less_than
 
 UNREAD = ProblemSet(path="nobody/nothing")
 
@@ -176,19 +175,18 @@ def test_options_in_mathematics():
     assert reward("B", "(B) \\frac{1}{2}", question) == 0.0
 
 
-def test_megabytes_in_a_box_are_read_in_milliseconds():
-    started = time.process_time()
-    for answer in (
-        "B. " * 400_000,
-        "B) " + "Paris " * 200_000,
-        "(" * 1_000_000,
-        "\\text" * 150_000,
-        "B." + "." * 900_000,
-        "**a" * 300_000,
-        "\\text{" * 20_000 + "}" * 20_000,
-    ):
-        assert reward("B", answer) == 0.0
-    assert time.process_time() - started < 0.5
+def test_megabytes_in_a_box_are_read_once():
+    with takes_less_than(5):
+        for answer in (
+            "B. " * 400_000,
+            "B) " + "Paris " * 200_000,
+            "(" * 1_000_000,
+            "\\text" * 150_000,
+            "B." + "." * 900_000,
+            "**a" * 300_000,
+            "\\text{" * 20_000 + "}" * 20_000,
+        ):
+            assert reward("B", answer) == 0.0
 
 
 def test_words_without_what_does_not_count():

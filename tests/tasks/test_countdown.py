@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhythm.tasks.countdown import MAX_EXPRESSION_LENGTH, Countdown, evaluate, steps
+from tests.tasks.processor import takes_less_than
 
 EASY = {"count": 3, "number_range": (1, 15), "largest": 150}
 
@@ -234,9 +235,9 @@ def test_wrong_and_hostile_answers_score_zero_at_once(text, numbers, target, mon
     monkeypatch.delenv("HIT", raising=False)
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         assert Countdown.score(text, numbers=numbers, target=target) == 0.0
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) < 0.01
     assert "HIT" not in os.environ
 
@@ -383,9 +384,8 @@ def test_the_answer_pattern_of_the_embedded_policy():
 @pytest.mark.parametrize("piece", ["<answer>", "<answer>1", "my answer is ", "my answer is 1+", "1+1 "])
 def test_long_completions_take_no_time(pattern, piece):
     task = Countdown(answer_pattern=pattern)
-    started = time.perf_counter()
-    assert task.reward({"numbers": [1, 1], "target": 2}, piece * (200_000 // len(piece))) == 0.0
-    assert time.perf_counter() - started < 0.2
+    with takes_less_than(2):
+        assert task.reward({"numbers": [1, 1], "target": 2}, piece * (200_000 // len(piece))) == 0.0
 
 
 @pytest.mark.parametrize(
