@@ -33,7 +33,7 @@ def in_a_process(script, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop(cli.TRACEBACK, None)
     command = [sys.executable, ROOT / script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stderr
 
 

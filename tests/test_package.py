@@ -32,7 +32,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200, do_sample=Fa
 
 
 def in_a_process(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

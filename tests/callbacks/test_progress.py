@@ -33,7 +33,7 @@ def in_a_terminal(columns, *arguments):
             break
         written += chunk
     os.close(own)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode())  # without colours
 
 

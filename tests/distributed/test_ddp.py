@@ -34,7 +34,7 @@ def together(tmp_path_factory, server):
     folder = tmp_path_factory.mktemp("together")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/distributed/split.py"]
     command = [sys.executable, *launcher, str(folder), server.url]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -145,18 +145,18 @@ def gone_on(tmp_path_factory):
         folder = tmp_path_factory.mktemp(trainer) / "run"
         process = train(trainer, "iterations=30", "checkpoint_every=1", f"output_dir={folder}")
         last = folder / "checkpoints" / "last.ckpt"
-        deadline = time.time() + 100
-        while not last.is_file() and process.poll() is None and time.time() < deadline:
+        deadline = time.monotonic() + 300
+        while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 128 + signal.SIGTERM, err[-2000:]
         assert "Traceback" not in err
         stopped = torch.load(last, weights_only=True)["iteration"]
         assert 1 <= stopped < 30
         end = stopped + 2
         process = train(trainer, f"iterations={end}", f"output_dir={folder}", "ckpt_path=last")
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-2000:]
         return folder, end
 
@@ -173,9 +173,8 @@ def scalars(folder):
 def test_a_run_of_two_processes_stops_on_a_signal_and_goes_on(trainer, gone_on):
     folder, end = gone_on(trainer)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]  # one output folder
-    assert [event.step for event in scalars(folder)["reward"]] == list(
-        range(1, end + 1)
-    )  # one board, each iteration once
+    steps = [event.step for event in scalars(folder)["reward"]]
+    assert steps == list(range(1, end + 1))  # one board, each iteration once
     policy = Policy("embedded:tiny_countdown", adapter=str(folder / "adapter"))
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(tensor, saved[name]) for name, tensor in policy.adapter_state().items())

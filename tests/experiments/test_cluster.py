@@ -55,7 +55,7 @@ def test_a_job_that_is_told_to_stop_saves_is_requeued_and_goes_on_in_its_folder(
     while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=200)
     assert "Traceback" not in err
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
     stopped = torch.load(last, weights_only=True)["iteration"]

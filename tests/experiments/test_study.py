@@ -97,7 +97,7 @@ def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(tmp_path, ag
     ours = described(tmp_path / "tiny", arms={"uniform": ["experiment=uniform"]}, common=common, seeds=[0])
     logs = tmp_path / "logs"
     command = [sys.executable, study.__file__, str(ours.folder), "--logs", str(logs), "--workers", "1"]
-    log, deadline = logs / f"{'again-' * again}uniform-0.log", time.monotonic() + 120
+    log, deadline = logs / f"{'again-' * again}uniform-0.log", time.monotonic() + 300
     begun = subprocess.Popen([*command, *["--again"] * again])
     while not (log.exists() and "iteration 1" in log.read_text()):
         assert time.monotonic() < deadline

@@ -253,7 +253,7 @@ def test_hostile_answers_score_zero_within_the_deadline_and_do_nothing(task, tmp
     ]
     started = time.monotonic()
     assert scores(task, *(("72", answer) for answer in hanging + quick)) == [0.0] * len(hanging + quick)
-    assert time.monotonic() - started < 30  # three deadlines of a second and three starts, on a loaded machine
+    assert time.monotonic() - started < 120  # three deadlines of a second and three starts, on a loaded machine
     assert not list(tmp_path.iterdir())
     assert scores(task, ("72", "144/2")) == [1.0]
 

@@ -43,7 +43,7 @@ def alive(pid):
         return False
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -92,7 +92,7 @@ def test_a_sample_that_outlasts_its_deadline_is_nan(rewarding, caplog, completio
     function = rewarding("one", seconds=0.3)
     started = time.monotonic()
     assert scored(function, "a", completion, "ccc", completion) == pytest.approx([1.0, nan, 23.0, nan], nan_ok=True)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert "failed on 2 of 4 completions, first: no answer within 0.3 seconds" in caplog.text
     assert scored(function, "a") == [1.0]  # by a new process
 
