@@ -1,7 +1,8 @@
 """Learning curves of runs overlaid, and their arms compared in pairs: `python compare.py logs/anchor/* ...`.
 
-Or what eval.py wrote, problem by problem: `python compare.py base.json adapter.json`. Intervals are 95%; that of
-P(better), by bootstrap over runs, is told from six runs an arm: of six, 95% are about 90%, of ten 93%.
+Or what eval.py wrote, problem by problem: `python compare.py base.json adapter.json`. Intervals are 95%; those of
+P(better) and of the interquartile mean, by bootstrap over runs, are told from six runs an arm: of six, 95% are about
+90%, of ten 93%.
 """
 
 from __future__ import annotations
@@ -19,10 +20,21 @@ from rhythm.evaluation.comparison import (
     compare,
     corrected,
     improvement_interval,
+    interquartile_interval,
     interquartile_mean,
     probability_of_improvement,
 )
-from rhythm.evaluation.curves import Run, arms, draw, last_common, over_problems, over_seeds, read_solved, table
+from rhythm.evaluation.curves import (
+    Run,
+    arms,
+    asked_apart,
+    draw,
+    last_common,
+    over_problems,
+    over_seeds,
+    read_solved,
+    table,
+)
 from rhythm.evaluation.metrics import student_interval
 
 NOTHING = "no two seeds in common, and no runs that ended there on the same problems"
@@ -87,8 +99,12 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
         chance = probability_of_improvement(*map(np.array, both))
         bounds = brackets(improvement_interval(*both), ".2f", unknown="")
         print(f"P({name} > {first}): {chance:.2f} {bounds}".rstrip())
-    tell({f"{name} − {first}": each for name, each in problems.items() if each})
+    if any(problems.values()):
+        print("these runs on other problems, which says nothing of other runs of the same arms:")
+        tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
+        if apart := asked_apart(found[name], found[first]):
+            print(f"{name} and {first} may have been asked other problems: they differ in {', '.join(apart)}")
         if not seeds[name] and not problems[name]:
             print(f"{name} − {first}: {NOTHING}")
     print(f"written to {output / 'compare.csv'} and {output / 'compare.png'}")
@@ -108,7 +124,10 @@ def level(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{told}, 1 seed"
     told = f"{told} {brackets(student_interval(values), '.4f')}, {len(values)} seeds"
-    return told if len(values) < 4 else f"{told}, interquartile mean {interquartile_mean(values):.4f}"
+    if len(values) < 4:
+        return told
+    bounds = brackets(interquartile_interval(values), ".4f", unknown="")
+    return f"{told}, interquartile mean {interquartile_mean(values):.4f} {bounds}".rstrip()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def evaluate_adapter(cfg: DictConfig) -> float:
     for tag, value in summary["metrics"].items():
         interval = summary["intervals"].get(tag)
         print(f"{tag:26} {value:.4f}" + (f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
-    print(f"{summary['problems']} problems, {summary['samples']} samples each; written to {output}")
+    samples = f"{summary['samples']} samples each (pass@1 over them is avg@{summary['samples']})"
+    print(f"{summary['problems']} problems, {samples}; written to {output}")
     return summary["metrics"]["eval/pass@1"]
 
 

@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
+from pandas.api.types import is_numeric_dtype
 
 from rhythm.evaluation.comparison import (
     Comparison,
@@ -37,6 +38,14 @@ from rhythm.evaluation.metrics import student_interval
 from rhythm.inspection.drawing import BLUE, ORANGE
 
 INK = "#444444"
+NUMBERS = {
+    "seed",
+    "iteration",
+    "pass@1",
+    "well_formed",
+    "grad_norm",
+    "credit_entropy_weighted",
+}  # columns that it reads
 Contrast = tuple[str, str]  # ours, theirs
 
 
@@ -47,6 +56,7 @@ class Results:
     folder: Path
     arms: list[str]  # those with two seeds or more that the baseline has too, in the order of study.yaml
     shown: list[str]  # those of them that tables and figures tell of
+    waiting: dict[str, int]  # the others, and how many seeds they have so far
     baseline: str
     primary: list[Contrast]  # those whose arms have two seeds or more in common too
     secondary: list[Contrast]
@@ -63,6 +73,8 @@ class Results:
             ValueError: there is nothing to compare.
         """
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+        if not (isinstance(described, dict) and isinstance(described.get("arms"), dict)):
+            raise ValueError(f"{folder / 'study.yaml'} names no arms, each with its overrides")
         if "baseline" not in described:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
         pairs = {kind: [tuple(pair) for pair in described.get(kind, [])] for kind in ("primary", "secondary")}
@@ -72,6 +84,10 @@ class Results:
             if unknown := sorted(set(those) - set(described["arms"])):
                 raise ValueError(f"{where} {' '.join(unknown)}: {folder / 'study.yaml'} has no such arm")
         rows = _rows(folder, at, seeds, outcome)
+        if unknown := sorted(set(rows.credit) - set(described["arms"])):
+            raise ValueError(
+                f"{folder / 'results.csv'} has rows of {', '.join(unknown)}, which study.yaml does not name"
+            )
         of_arm = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
         baseline = described["baseline"]
         common = of_arm.get(baseline, set())
@@ -84,7 +100,8 @@ class Results:
             [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(of_arm.get, pair))) >= 2]
             for of in pairs.values()
         )
-        return cls(folder, arms, only or arms, baseline, primary, secondary, rows, outcome)
+        waiting = {arm: len(of_arm.get(arm, ())) for arm in described["arms"] if arm not in arms}
+        return cls(folder, arms, only or arms, waiting, baseline, primary, secondary, rows, outcome)
 
     def of(self, arm: str) -> pd.DataFrame:
         return self.rows[self.rows.credit == arm]
@@ -139,9 +156,14 @@ def _rows(folder: Path, at: int | None, seeds: list[int] | None, outcome: str) -
         rows = pd.DataFrame()
     if rows.empty:
         raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
-    if missing := {"credit", "seed", "iteration", "pass@1", "well_formed"} - set(rows.columns):
+    if missing := ({"credit"} | NUMBERS) - set(rows.columns):
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: study.py writes them")
     shares = [column for column in rows if column == "well_formed" or column.startswith("pass@")]
+    if words := [column for column in sorted({*NUMBERS, *shares}) if not is_numeric_dtype(rows[column])]:
+        raise ValueError(f"{path}: not every {words[0]} is a number")
+    if len(twice := rows[rows.duplicated(["credit", "seed", "iteration"])]):
+        arm, seed, iteration = twice.iloc[0][["credit", "seed", "iteration"]]
+        raise ValueError(f"{path}: {arm}, seed {seed} has two rows of iteration {iteration}")
     if outcome not in shares:
         raise ValueError(f"--outcome {outcome}: use one of {', '.join(shares)}, columns of {path}")
     if seeds is not None:
@@ -208,6 +230,9 @@ def contrasts(results: Results) -> str:
         f"- {seeds} seeds of `{results.baseline}` spread by {spread:.2f} points (standard deviation). "
         f"Before training {results.outcome} is {results.start:.1f}%."
     )
+    if results.waiting:
+        have = ", ".join(f"`{arm}` ({seeds})" for arm, seeds in results.waiting.items())
+        lines.append(f"- Not compared yet, for want of two seeds, nor counted in the correction of p: {have}.")
     return "\n".join(lines)
 
 

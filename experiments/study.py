@@ -3,8 +3,8 @@
 A study is a folder with a study.yaml: `arms`, each a name with overrides of train.py; `common`, overrides of all; and
 `seeds`. Every run is a process of its own, by default one thread each and as many at once as there are cores. When a
 run is done its evaluations go to results.csv, a row each. What stands there is not run again, a run that was stopped
-goes on from its last checkpoint, and `--merge FILE` brings in rows that another checkout made. `--again` runs what
-stands there once more and tells where a number differs.
+goes on from its last checkpoint, and `--merge FILE` brings in runs that another checkout made. `--again` runs what
+stands there once more and tells where a number differs, as some may on another kind of processor.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ TRAINED = {  # means over the iterations since the row before
 FIELDS = ("credit", "seed", "iteration", *EVALUATED, "low", "high", "n", *TRAINED, "run_seconds", "peak_mb")
 OF_THE_MACHINE = ("iteration_seconds", "run_seconds", "peak_mb")  # what the same run measures differently again
 Row = dict[str, str]
+Run = tuple[str, int]  # arm and seed
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ class Study:
 
     @classmethod
     def load(cls, folder: Path) -> Study:
-        """Raises RuntimeError where results.csv has an arm that study.yaml does not name."""
+        """Raises RuntimeError where study.yaml names no arms or seeds, or results.csv an arm that it does not name."""
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+        if not (isinstance(described, dict) and isinstance(described.get("arms"), dict) and described.get("seeds")):
+            raise RuntimeError(
+                f"{folder / 'study.yaml'}: give `arms`, a name with overrides each, and a list of `seeds`"
+            )
         study = cls(folder, described["arms"], described["seeds"], described.get("common", []))
         study.check(study.rows(), study.results)
         return study
@@ -88,6 +93,23 @@ class Study:
             names = ", ".join(sorted(unknown))
             raise RuntimeError(f"{path} has rows of {names}, which {self.folder / 'study.yaml'} does not name")
 
+    def merge(self, path: Path) -> tuple[int, int]:
+        """Takes in the runs of another checkout's results.csv: how many of them are new, and how many stand here.
+
+        Raises:
+            RuntimeError: one stands here with other numbers; nothing is taken in.
+        """
+        theirs, ours = by_run(read_rows(path)), by_run(self.rows())
+        self.check([row for rows in theirs.values() for row in rows], path)
+        for run in theirs.keys() & ours.keys():
+            if lasting(theirs[run]) != lasting(ours[run]):
+                raise RuntimeError(
+                    f"{path}: {run[0]}, seed {run[1]} has other rows than in {self.results}: remove one of the two"
+                )
+        new = theirs.keys() - ours.keys()
+        self.add([row for run in new for row in theirs[run]])
+        return len(new), len(theirs) - len(new)
+
     def add(self, new: list[Row]) -> None:
         """Puts rows into results.csv, by arm, seed and iteration; rows of the same run are replaced."""
         runs = set(map(run_of, new))
@@ -105,14 +127,34 @@ class Study:
 def read_rows(path: Path) -> list[Row]:
     """Raises RuntimeError where the file is no results.csv."""
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := {"credit", "seed", "iteration"} - set(reader.fieldnames or FIELDS):
+        reader = csv.DictReader(file, restval="")
+        names = set(reader.fieldnames or FIELDS)
+        if missing := {"credit", "seed", "iteration"} - names:
             raise RuntimeError(f"{path} has no column {', '.join(sorted(missing))}: it is no results.csv of a study")
-        return list(reader)
+        if unknown := names - set(FIELDS):
+            raise RuntimeError(f"{path} has columns that study.py does not write: {', '.join(sorted(unknown))}")
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row or not (row["seed"].isdecimal() and row["iteration"].isdecimal()):
+            raise RuntimeError(f"{path}, line {number}: its seed or iteration is no number, or it has too many cells")
+    return rows
 
 
-def run_of(row: Row) -> tuple[str, int]:
+def run_of(row: Row) -> Run:
     return row["credit"], int(row["seed"])
+
+
+def by_run(rows: list[Row]) -> dict[Run, list[Row]]:
+    found: dict[Run, list[Row]] = {}
+    for row in rows:
+        found.setdefault(run_of(row), []).append(row)
+    return found
+
+
+def lasting(rows: list[Row]) -> list[Row]:
+    """What the same run measures again, in the order of its iterations."""
+    ordered = sorted(rows, key=lambda row: int(row["iteration"]))
+    return [{name: row.get(name, "") for name in FIELDS if name not in OF_THE_MACHINE} for row in ordered]
 
 
 def run_once(
@@ -204,7 +246,7 @@ def stopping(children: list[subprocess.Popen]) -> Iterator[None]:
         raise
 
 
-def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: int, threads: int) -> None:
+def run_all(study: Study, runs: Iterable[Run], logs: Path, workers: int, threads: int) -> None:
     """Runs what is missing, `workers` at a time. An interruption stops the runs, which save themselves first.
 
     Raises:
@@ -240,7 +282,7 @@ def run_all(study: Study, runs: Iterable[tuple[str, int]], logs: Path, workers: 
         raise RuntimeError("; ".join(failed))
 
 
-def run_again(study: Study, runs: Iterable[tuple[str, int]], logs: Path, threads: int) -> int:
+def run_again(study: Study, runs: Iterable[Run], logs: Path, threads: int) -> int:
     """Trains runs once more from the start, prints their rows, and returns how many numbers differ from results.csv."""
     stand = {(*run_of(row), row["iteration"]): row for row in study.rows()}
     differ = 0
@@ -284,9 +326,8 @@ def main() -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     study = Study.load(args.study)
     for path in args.merge:
-        rows = read_rows(path)
-        study.check(rows, path)
-        study.add(rows)
+        new, known = study.merge(path)
+        print(f"{path}: {new} runs are new, {known} stood in {study.results}")
     if args.merge:
         return
     arms = args.arms or list(study.arms)
@@ -299,7 +340,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.again:
         run_all(study, runs, logs, args.workers, args.threads)
     elif differ := run_again(study, runs, logs, args.threads):
-        sys.exit(f"{differ} numbers differ")
+        sys.exit(f"{differ} numbers differ: the code, the libraries or the kind of processor is another")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).parent
-FIGURES = {name: f"fresh_2/{name}" for name in ("tokens", "curves", "maps")} | {"heads": "heads/distance"}
+FIGURES = {"tokens": "fresh_2/tokens", "signals": "fresh_2/curves", "maps": "fresh_2/maps", "heads": "heads/distance"}
 PAGE, REPORT = (1280, 640), (1280, 898)  # pixels
 
 

@@ -201,6 +201,25 @@ def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
 
 
+def test_of_arms_that_may_have_been_asked_other_problems_it_says_so(a_run, tmp_path, monkeypatch, capsys):
+    three, four = ([a_run(f"{n}-{seed}", seed=seed, task={"count": n}) for seed in range(2)] for n in (3, 4))
+    told = "anchor task.count=4 and anchor task.count=3 may have been asked other problems: they differ in task.count\n"
+    call(monkeypatch, *three, *four, "--output", tmp_path / "out")
+    assert told in capsys.readouterr().out
+    steep = [a_run(f"s{seed}", seed=seed, learning_rate=1e-2) for seed in range(2)]
+    call(monkeypatch, *three, *steep, "--output", tmp_path / "out")
+    assert "other problems" not in capsys.readouterr().out
+
+
+def test_pairs_of_problems_are_told_as_those_of_these_runs(a_run, tmp_path, monkeypatch, capsys):
+    runs = [a_run("a", correct=[4, 2, 0, 4]), a_run("b", credit="Uniform", correct=[2, 2, 0, 0])]
+    call(monkeypatch, *runs, "--output", tmp_path / "out")
+    heading, line = capsys.readouterr().out.splitlines()[-3:-1]
+    assert heading == "these runs on other problems, which says nothing of other runs of the same arms:"
+    assert line.startswith("uniform − anchor: -0.1875 [")
+    assert line.endswith("4 problems: not distinguishable")
+
+
 def test_how_probable_an_improvement_is_has_an_interval_from_six_runs_an_arm(a_run, tmp_path, monkeypatch, capsys):
     folders = [
         a_run(f"{credit}{seed}", credit=credit, seed=seed, values=(0.2, 0.4 + (7 * seed + shift) % 10 / 50))
@@ -208,9 +227,13 @@ def test_how_probable_an_improvement_is_has_an_interval_from_six_runs_an_arm(a_r
         for seed in range(6)
     ]
     call(monkeypatch, *folders, "--output", tmp_path / "out")
-    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d \[0\.\d\d, \d\.\d\d\]$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d \[0\.\d\d, \d\.\d\d\]$", out, re.MULTILINE)
+    assert len(re.findall(r"6 seeds, interquartile mean 0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]$", out, re.MULTILINE)) == 2
     call(monkeypatch, *folders[1:], "--output", tmp_path / "out")
-    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(r"^P\(anchor > uniform\): 0\.\d\d$", out, re.MULTILINE)
+    assert re.search(r"5 seeds, interquartile mean 0\.\d{4}$", out, re.MULTILINE)
 
 
 def test_of_several_arms_what_is_told_apart_is_so_after_holm(a_run, tmp_path, monkeypatch, capsys):

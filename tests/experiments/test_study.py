@@ -66,7 +66,7 @@ def test_the_study_runs_what_is_missing_and_the_same_again(tmp_path):
     ours.add([r | ({"grad_norm": "7.0000"} if r["iteration"] == "1" else {}) for r in rows])
     again = subprocess.run([*command, "--again"], capture_output=True, text=True)
     assert again.returncode == 1
-    assert again.stderr.strip() == "1 numbers differ"
+    assert again.stderr.startswith("1 numbers differ: ")
     assert "grad_norm was 7.0000" in again.stdout
     ours.results.unlink()  # the folders of finished runs still tell their rows
     subprocess.run(command, capture_output=True, text=True, check=True)
@@ -136,14 +136,63 @@ def test_rows_of_an_arm_that_the_study_does_not_name_are_refused(tmp_path):
     )  # fmt: skip
 
 
-def test_merged_rows_stand_beside_ours(tmp_path):
+@pytest.fixture
+def two_checkouts(tmp_path):
+    """A run of ours, and the same run by them with one of their own beside it."""
     ours, theirs = described(tmp_path / "ours"), described(tmp_path / "theirs")
-    ours.add([row("uniform", 0, 0, 0.2), row("coupled", 0, 0, 0.3)])
-    theirs.add([row("uniform", 1, 0, 0.4), row("coupled", 0, 0, 0.5)])
+    common = [row("uniform", 0, 0, 0.2), row("uniform", 0, 20, 0.3)]
+    ours.add([r | {"run_seconds": "300"} for r in common])
+    theirs.add([r | {"run_seconds": "500"} for r in common])
+    theirs.add([row("coupled", 0, 0, 0.2), row("coupled", 0, 20, 0.5)])
+    return ours, theirs
+
+
+def test_merged_runs_stand_beside_ours(two_checkouts):
+    ours, theirs = two_checkouts
     command = [sys.executable, study.__file__, str(ours.folder), "--merge", str(theirs.results)]
-    subprocess.run(command, check=True)
-    found = [(r["credit"], r["seed"], r["pass@1"]) for r in ours.rows()]
-    assert found == [("uniform", "0", "0.2000"), ("uniform", "1", "0.4000"), ("coupled", "0", "0.5000")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == f"{theirs.results}: 1 runs are new, 1 stood in {ours.results}\n"
+    found = [(r["credit"], r["iteration"], r["pass@1"], r["run_seconds"]) for r in ours.rows()]
+    assert found == [
+        ("uniform", "0", "0.2000", "300"), ("uniform", "20", "0.3000", "300"),
+        ("coupled", "0", "0.2000", ""), ("coupled", "20", "0.5000", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [[(0, 0.2), (20, 0.4)], [(0, 0.2)]], ids=["other", "fewer"])
+def test_a_run_that_stands_here_with_other_rows_is_not_merged(two_checkouts, rows):
+    ours, theirs = two_checkouts
+    theirs.add([row("uniform", 0, iteration, score) for iteration, score in rows])
+    before = ours.results.read_text()
+    with pytest.raises(RuntimeError, match=r"theirs/results.csv: uniform, seed 0 has other rows than in .*ours/res"):
+        ours.merge(theirs.results)
+    assert ours.results.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arm,seed,iteration\nuniform,0,0\n", "has no column credit: it is no results.csv"),
+        ("credit,seed,iteration,reward_std\nuniform,0,0,1\n", "has columns that study.py does not write: reward_std"),
+        ("credit,seed,iteration\nuniform,0,0\nuniform,one,0\n", "line 3: its seed or iteration is no number"),
+        ("credit,seed,iteration\nuniform,0\n", "line 2: its seed or iteration is no number"),
+        ("credit,seed,iteration\nuniform,0,0,0.2\n", "line 2: .* or it has too many cells"),
+    ],
+)
+def test_a_file_that_is_no_results_csv_is_not_merged(tmp_path, text, message):
+    ours = described(tmp_path / "ours")
+    theirs = tmp_path / "theirs.csv"
+    theirs.write_text(text)
+    with pytest.raises(RuntimeError, match=rf"theirs\.csv,? {message}"):
+        ours.merge(theirs)
+    assert {path.name for path in ours.folder.iterdir()} == {"study.yaml"}
+
+
+@pytest.mark.parametrize("content", ["", "seeds: [0]", "arms: [uniform]\nseeds: [0]", "arms: {uniform: []}"])
+def test_a_study_without_arms_or_seeds_is_refused(tmp_path, content):
+    (tmp_path / "study.yaml").write_text(content)
+    with pytest.raises(RuntimeError, match=r"study.yaml: give `arms`, a name with overrides each, and a list of `seed"):
+        study.Study.load(tmp_path)
 
 
 @pytest.fixture
@@ -355,11 +404,37 @@ def test_arms_that_are_not_there_are_named(planted, changes, only, message):
         report.Results.load(planted.folder, only)
 
 
-def test_a_study_without_a_baseline_is_not_reported(planted):
+@pytest.mark.parametrize(("left", "missing"), [(["arms", "seeds"], "baseline"), (["baseline"], "arms"), ([], "arms")])
+def test_a_study_without_a_baseline_or_arms_is_not_reported(planted, left, missing):
     named = yaml.safe_load((planted.folder / "study.yaml").read_text())
-    (planted.folder / "study.yaml").write_text(yaml.safe_dump({"arms": named["arms"], "seeds": [0]}))
-    with pytest.raises(ValueError, match="names no baseline"):
+    (planted.folder / "study.yaml").write_text(yaml.safe_dump({name: named[name] for name in left}))
+    with pytest.raises(ValueError, match=f"names no {missing}"):
         report.Results.load(planted.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((",grad_norm,", ",norm,"), "has no column grad_norm: study.py writes them"),
+        (("anchor,3,40,", "anchor,3,40,much"), "not every pass@1 is a number"),
+        (("anchor,3,40,", "anchor,3,30,"), "anchor, seed 3 has two rows of iteration 30"),
+        (("anchor,3,0,", "anker,3,40,"), "has rows of anker, which study.yaml does not name"),
+    ],
+)
+def test_rows_that_no_study_wrote_are_refused(planted, change, message):
+    results = planted.folder / "results.csv"
+    text = results.read_text()
+    assert text.count(change[0]) == 1
+    results.write_text(text.replace(*change))
+    with pytest.raises(ValueError, match=f"results.csv:? {message}"):
+        report.Results.load(planted.folder)
+
+
+def test_arms_that_wait_for_their_seeds_are_named(tmp_path):
+    found = unfinished(tmp_path, {"uniform": range(3), "coupled": range(3), "anchor": [7]}, spread)
+    assert report.contrasts(found).splitlines()[-1].endswith("of p: `shuffled_coupled` (0), `anchor` (1).")
+    whole = unfinished(tmp_path, {"shuffled_coupled": range(3), "anchor": range(3)}, spread)
+    assert "Not compared yet" not in report.contrasts(whole)
 
 
 @pytest.mark.parametrize(

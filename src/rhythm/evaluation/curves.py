@@ -121,9 +121,14 @@ def over_problems(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) ->
     pairs = _common(ours, theirs) or [(ours[0], theirs[0])] * (len(ours) == len(theirs) == 1)
     solved = [[run.solved.get(iteration, []) for run in arm] for arm in zip(*pairs, strict=True)]
     counts = {len(of) for arm in solved for of in arm}
-    if len(counts) != 1 or counts <= {0, 1} or any(key.startswith("task.") for key in _differing([ours, theirs])):
+    if len(counts) != 1 or counts <= {0, 1} or asked_apart(ours, theirs):
         return None
     return compare(*(np.mean(arm, 0) for arm in solved), unit="problems")
+
+
+def asked_apart(ours: Sequence[Run], theirs: Sequence[Run]) -> list[str]:
+    """The settings by which two arms may have been asked other held-out problems, or in another way."""
+    return [key for key in _differing([ours, theirs]) if key.startswith(("task.", "callbacks.evaluation."))]
 
 
 def _common(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
