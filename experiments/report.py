@@ -257,6 +257,8 @@ def draw_curves(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 1.9 * rows), **shared)
     for axis in axes.flat[len(results.shown) :]:
         axis.set_visible(False)
+    for axis in axes.flat[max(len(results.shown) - columns, 0) : len(results.shown)]:
+        axis.tick_params(labelbottom=True)  # the lowest of its column, of those that share theirs
     base = results.of(results.baseline).groupby("iteration")[results.outcome].mean() * 100
     for axis, arm in zip(axes.flat, results.shown, strict=False):
         curves = results.of(arm).groupby("iteration")[results.outcome]
