@@ -104,7 +104,7 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
         tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
         if apart := asked_apart(found[name], found[first]):
-            print(f"{name} and {first} may have been asked other problems: they differ in {', '.join(apart)}")
+            print(f"{name} and {first} may have been asked otherwise: they differ in {', '.join(apart)}")
         if not seeds[name] and not problems[name]:
             print(f"{name} − {first}: {NOTHING}")
     print(f"written to {output / 'compare.csv'} and {output / 'compare.png'}")

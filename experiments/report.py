@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
 from rhythm.evaluation.comparison import (
@@ -56,7 +56,7 @@ class Results:
     folder: Path
     arms: list[str]  # those with two seeds or more that the baseline has too, in the order of study.yaml
     shown: list[str]  # those of them that tables and figures tell of
-    waiting: dict[str, int]  # the others, and how many seeds they have so far
+    waiting: list[str]  # arms and contrasts of study.yaml that have too few seeds yet
     baseline: str
     primary: list[Contrast]  # those whose arms have two seeds or more in common too
     secondary: list[Contrast]
@@ -100,7 +100,12 @@ class Results:
             [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(of_arm.get, pair))) >= 2]
             for of in pairs.values()
         )
-        waiting = {arm: len(of_arm.get(arm, ())) for arm in described["arms"] if arm not in arms}
+        waiting = [f"`{arm}`" for arm in described["arms"] if arm not in arms]
+        waiting += [
+            f"`{ours}` against `{theirs}`"
+            for ours, theirs in pairs["primary"] + pairs["secondary"]
+            if {ours, theirs} <= set(arms) and (ours, theirs) not in primary + secondary
+        ]
         return cls(folder, arms, only or arms, waiting, baseline, primary, secondary, rows, outcome)
 
     def of(self, arm: str) -> pd.DataFrame:
@@ -159,6 +164,9 @@ def _rows(folder: Path, at: int | None, seeds: list[int] | None, outcome: str) -
     if missing := ({"credit"} | NUMBERS) - set(rows.columns):
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: study.py writes them")
     shares = [column for column in rows if column == "well_formed" or column.startswith("pass@")]
+    places = rows[["credit", "seed", "iteration"]].isna().any(axis=1)
+    if places.any():
+        raise ValueError(f"{path}, line {places.argmax() + 2} lacks its credit, seed or iteration")
     if words := [column for column in sorted({*NUMBERS, *shares}) if not is_numeric_dtype(rows[column])]:
         raise ValueError(f"{path}: not every {words[0]} is a number")
     if len(twice := rows[rows.duplicated(["credit", "seed", "iteration"])]):
@@ -231,8 +239,8 @@ def contrasts(results: Results) -> str:
         f"Before training {results.outcome} is {results.start:.1f}%."
     )
     if results.waiting:
-        have = ", ".join(f"`{arm}` ({seeds})" for arm, seeds in results.waiting.items())
-        lines.append(f"- Not compared yet, for want of two seeds, nor counted in the correction of p: {have}.")
+        want = "for want of two seeds in common, nor counted in the correction of p"
+        lines.append(f"- Not compared yet, {want}: {', '.join(results.waiting)}.")
     return "\n".join(lines)
 
 
@@ -249,15 +257,15 @@ def line(results: Results, seen: Comparison, pair: Contrast) -> str:
     )
 
 
-def draw_curves(results: Results, path: Path) -> None:
+def draw_curves(results: Results) -> Figure:
     """A panel an arm: mean over seeds and its 95% interval by iteration, the baseline's mean beneath."""
     columns = min(5, len(results.shown))
     rows = -(-len(results.shown) // columns)
-    shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 1.9 * rows), **shared)
+    figure = Figure(figsize=(2.2 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(results.shown) :]:
         axis.set_visible(False)
-    for axis in axes.flat[max(len(results.shown) - columns, 0) : len(results.shown)]:
+    for axis in axes.flat[len(results.shown) - columns : len(results.shown)]:
         axis.tick_params(labelbottom=True)  # the lowest of its column, of those that share theirs
     base = results.of(results.baseline).groupby("iteration")[results.outcome].mean() * 100
     for axis, arm in zip(axes.flat, results.shown, strict=False):
@@ -275,16 +283,16 @@ def draw_curves(results: Results, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("iteration", fontsize=8)
     figure.supylabel(f"{results.outcome}, %; grey: {results.baseline}", fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return figure
 
 
-def draw_forest(results: Results, path: Path) -> None:
+def draw_forest(results: Results) -> Figure:
     """Every contrast's difference with its 95% interval."""
     primary = results.to_show(results.primary)
     rows = [(f"{ours} − {theirs}", results.compare(ours, theirs), ORANGE) for ours, theirs in primary]
     rows += [(" − ".join(pair), results.family[pair], BLUE) for pair in results.to_show(results.family)]
-    figure, axis = plt.subplots(figsize=(6.5, 0.32 * len(rows) + 0.9), layout="constrained")
+    figure = Figure(figsize=(6.5, 0.32 * len(rows) + 0.9), layout="constrained")
+    axis = figure.subplots()
     for place, (_, seen, colour) in enumerate(rows):
         axis.plot([seen.low, seen.high], [place, place], color=colour, linewidth=1.5)
         axis.plot(seen.difference, place, "o", color=colour, markersize=4)
@@ -295,8 +303,7 @@ def draw_forest(results: Results, path: Path) -> None:
     axis.set_xlabel(f"points of held-out {results.outcome}, 95% over seeds, not corrected{which}", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
@@ -316,8 +323,8 @@ def main() -> None:
     if (args.at, args.seeds, args.outcome) != (None, None, "pass@1"):
         print("- Not what the study was made for, pass@1 of all seeds at the end: no p is corrected for this look.")
     else:
-        draw_curves(results, folder / "curves.png")
-        draw_forest(results, folder / "forest.png")
+        draw_curves(results).savefig(folder / "curves.png", dpi=130)
+        draw_forest(results).savefig(folder / "forest.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,12 @@ class Study:
     def load(cls, folder: Path) -> Study:
         """Raises RuntimeError where study.yaml names no arms or seeds, or results.csv an arm that it does not name."""
         described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        if not (isinstance(described, dict) and isinstance(described.get("arms"), dict) and described.get("seeds")):
-            raise RuntimeError(
-                f"{folder / 'study.yaml'}: give `arms`, a name with overrides each, and a list of `seeds`"
-            )
-        study = cls(folder, described["arms"], described["seeds"], described.get("common", []))
+        arms, seeds = (described.get(key) if isinstance(described, dict) else None for key in ("arms", "seeds"))
+        if not (arms and isinstance(arms, dict) and all(isinstance(overrides, list) for overrides in arms.values())):
+            raise RuntimeError(f"{folder / 'study.yaml'}: give `arms`, each a name with a list of overrides")
+        if not (seeds and isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)):
+            raise RuntimeError(f"{folder / 'study.yaml'}: give `seeds`, a list of whole numbers")
+        study = cls(folder, arms, seeds, described.get("common", []))
         study.check(study.rows(), study.results)
         return study
 
@@ -99,8 +100,9 @@ class Study:
         Raises:
             RuntimeError: one stands here with other numbers; nothing is taken in.
         """
-        theirs, ours = by_run(read_rows(path)), by_run(self.rows())
-        self.check([row for rows in theirs.values() for row in rows], path)
+        rows = read_rows(path)
+        self.check(rows, path)
+        theirs, ours = by_run(rows), by_run(self.rows())
         for run in theirs.keys() & ours.keys():
             if lasting(theirs[run]) != lasting(ours[run]):
                 raise RuntimeError(
@@ -126,17 +128,25 @@ class Study:
 
 def read_rows(path: Path) -> list[Row]:
     """Raises RuntimeError where the file is no results.csv."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
-        names = set(reader.fieldnames or FIELDS)
-        if missing := {"credit", "seed", "iteration"} - names:
-            raise RuntimeError(f"{path} has no column {', '.join(sorted(missing))}: it is no results.csv of a study")
-        if unknown := names - set(FIELDS):
-            raise RuntimeError(f"{path} has columns that study.py does not write: {', '.join(sorted(unknown))}")
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names, rows = set(reader.fieldnames or FIELDS), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RuntimeError(f"{path} is no table: {error}") from error
+    if missing := {"credit", "seed", "iteration"} - names:
+        raise RuntimeError(f"{path} has no column {', '.join(sorted(missing))}: it is no results.csv of a study")
+    if unknown := names - set(FIELDS):
+        raise RuntimeError(f"{path} has columns that study.py does not write: {', '.join(sorted(unknown))}")
+    seen = set()
     for number, row in enumerate(rows, 2):
-        if None in row or not (row["seed"].isdecimal() and row["iteration"].isdecimal()):
-            raise RuntimeError(f"{path}, line {number}: its seed or iteration is no number, or it has too many cells")
+        if None in row or None in row.values():
+            raise RuntimeError(f"{path}, line {number} has too few or too many cells")
+        if not (row["seed"].isdecimal() and row["iteration"].isdecimal()):
+            raise RuntimeError(f"{path}, line {number}: its seed or iteration is no whole number")
+        if (place := (*run_of(row), int(row["iteration"]))) in seen:
+            raise RuntimeError(f"{path}, line {number}: there is a row of this arm, seed and iteration before")
+        seen.add(place)
     return rows
 
 
@@ -340,7 +350,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.again:
         run_all(study, runs, logs, args.workers, args.threads)
     elif differ := run_again(study, runs, logs, args.threads):
-        sys.exit(f"{differ} numbers differ: the code, the libraries or the kind of processor is another")
+        sys.exit(f"{differ} numbers differ: the code, the libraries or the kind of processor may be another")
 
 
 if __name__ == "__main__":

@@ -201,14 +201,24 @@ def test_the_command_writes_and_prints(a_run, tmp_path, monkeypatch, capsys):
     assert 5_000 < (tmp_path / "out" / "compare.png").stat().st_size < 300_000
 
 
-def test_of_arms_that_may_have_been_asked_other_problems_it_says_so(a_run, tmp_path, monkeypatch, capsys):
-    three, four = ([a_run(f"{n}-{seed}", seed=seed, task={"count": n}) for seed in range(2)] for n in (3, 4))
-    told = "anchor task.count=4 and anchor task.count=3 may have been asked other problems: they differ in task.count\n"
-    call(monkeypatch, *three, *four, "--output", tmp_path / "out")
-    assert told in capsys.readouterr().out
-    steep = [a_run(f"s{seed}", seed=seed, learning_rate=1e-2) for seed in range(2)]
-    call(monkeypatch, *three, *steep, "--output", tmp_path / "out")
-    assert "other problems" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"task": {"count": 4}}, "task.count"),
+        ({"task": {"count": 4}, "size": 4}, "task.count"),  # in which another setting differs alike
+        ({"callbacks": {"evaluation": {"problems": 64}}}, "callbacks.evaluation.problems"),
+        ({"max_completion_tokens": 40}, "max_completion_tokens"),
+        ({"policy": {"system_prompt": "Think."}}, "policy.system_prompt"),
+        ({"task": {"count": 3, "train_size": 9}}, None),
+        ({"learning_rate": 1e-2}, None),
+    ],
+)
+def test_of_arms_that_may_have_been_asked_otherwise_it_says_so(a_run, tmp_path, monkeypatch, capsys, settings, asked):
+    ours = [a_run(f"a{seed}", seed=seed, **settings) for seed in range(2)]
+    theirs = [a_run(f"b{seed}", seed=seed, **{"size": 3} if "size" in settings else {}) for seed in range(2)]
+    call(monkeypatch, *theirs, *ours, "--output", tmp_path / "out")
+    told = [line for line in capsys.readouterr().out.splitlines() if "may have been asked otherwise" in line]
+    assert [line.rpartition("they differ in ")[2] for line in told] == ([asked] if asked else [])
 
 
 def test_pairs_of_problems_are_told_as_those_of_these_runs(a_run, tmp_path, monkeypatch, capsys):

@@ -174,24 +174,41 @@ def test_a_run_that_stands_here_with_other_rows_is_not_merged(two_checkouts, row
     [
         ("arm,seed,iteration\nuniform,0,0\n", "has no column credit: it is no results.csv"),
         ("credit,seed,iteration,reward_std\nuniform,0,0,1\n", "has columns that study.py does not write: reward_std"),
-        ("credit,seed,iteration\nuniform,0,0\nuniform,one,0\n", "line 3: its seed or iteration is no number"),
-        ("credit,seed,iteration\nuniform,0\n", "line 2: its seed or iteration is no number"),
-        ("credit,seed,iteration\nuniform,0,0,0.2\n", "line 2: .* or it has too many cells"),
+        ("credit,seed,iteration\nuniform,0,0\nuniform,one,0\n", "line 3: its seed or iteration is no whole number"),
+        ("credit,seed,iteration\nuniform,0\n", "line 2 has too few or too many cells"),
+        ("credit,seed,iteration\nuniform,0,0,0.2\n", "line 2 has too few or too many cells"),
+        (
+            "credit,seed,iteration\nuniform,0,0\nuniform,00,0\n",
+            "line 3: there is a row of this arm, seed and iteration",
+        ),
+        ("credit,seed,iteration\nuniform,0,0\udcff\n", "is no table: "),
     ],
 )
 def test_a_file_that_is_no_results_csv_is_not_merged(tmp_path, text, message):
     ours = described(tmp_path / "ours")
     theirs = tmp_path / "theirs.csv"
-    theirs.write_text(text)
+    theirs.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(RuntimeError, match=rf"theirs\.csv,? {message}"):
         ours.merge(theirs)
     assert {path.name for path in ours.folder.iterdir()} == {"study.yaml"}
 
 
-@pytest.mark.parametrize("content", ["", "seeds: [0]", "arms: [uniform]\nseeds: [0]", "arms: {uniform: []}"])
-def test_a_study_without_arms_or_seeds_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", "arms"),
+        ("seeds: [0]", "arms"),
+        ("{arms: [uniform], seeds: [0]}", "arms"),
+        ("{arms: {}, seeds: [0]}", "arms"),
+        ("{arms: {uniform: }, seeds: [0]}", "arms"),
+        ("arms: {uniform: []}", "seeds"),
+        ("{arms: {uniform: []}, seeds: 3}", "seeds"),
+        ("{arms: {uniform: []}, seeds: [one]}", "seeds"),
+    ],
+)
+def test_a_study_without_arms_or_seeds_is_refused(tmp_path, content, what):
     (tmp_path / "study.yaml").write_text(content)
-    with pytest.raises(RuntimeError, match=r"study.yaml: give `arms`, a name with overrides each, and a list of `seed"):
+    with pytest.raises(RuntimeError, match=f"study.yaml: give `{what}`, "):
         study.Study.load(tmp_path)
 
 
@@ -353,7 +370,7 @@ def test_contrasts_wait_for_two_seeds_that_both_arms_have(tmp_path):
     assert found.arms == list(ARMS)
     assert found.primary == [("coupled", "uniform")]
     assert found.secondary == [("anchor", "shuffled_coupled")]
-    assert "`coupled` against `shuffled_coupled`" not in report.contrasts(found)
+    assert "- `coupled` against `shuffled_coupled`" not in report.contrasts(found)
 
 
 def test_the_two_resampled_intervals_are_told_from_six_seeds_an_arm(tmp_path):
@@ -374,8 +391,8 @@ def test_where_no_spread_was_seen_nothing_is_sure(tmp_path):
     cells = cells_by_arm(found)["anchor"]
     assert cells[1:7] == ["31.0 [unknown]", "31.0", "+1.0 [unknown]", "unknown", "unknown", "1.00"]
     assert "nan" not in report.contrasts(found)
-    report.draw_curves(found, tmp_path / "curves.png")
-    report.draw_forest(found, tmp_path / "forest.png")
+    for draw in (report.draw_curves, report.draw_forest):
+        draw(found).savefig(tmp_path / "drawn.png")
 
 
 def test_results_that_cannot_be_read_are_a_failure_of_that_run(tmp_path):
@@ -419,6 +436,8 @@ def test_a_study_without_a_baseline_or_arms_is_not_reported(planted, left, missi
         (("anchor,3,40,", "anchor,3,40,much"), "not every pass@1 is a number"),
         (("anchor,3,40,", "anchor,3,30,"), "anchor, seed 3 has two rows of iteration 30"),
         (("anchor,3,0,", "anker,3,40,"), "has rows of anker, which study.yaml does not name"),
+        (("anchor,3,0,", ",3,0,"), "line 101 lacks its credit, seed or iteration"),
+        (("anchor,3,0,", "anchor,,0,"), "line 101 lacks its credit, seed or iteration"),
     ],
 )
 def test_rows_that_no_study_wrote_are_refused(planted, change, message):
@@ -426,14 +445,17 @@ def test_rows_that_no_study_wrote_are_refused(planted, change, message):
     text = results.read_text()
     assert text.count(change[0]) == 1
     results.write_text(text.replace(*change))
-    with pytest.raises(ValueError, match=f"results.csv:? {message}"):
+    with pytest.raises(ValueError, match=f"results.csv[:,]? {message}"):
         report.Results.load(planted.folder)
 
 
 def test_arms_that_wait_for_their_seeds_are_named(tmp_path):
     found = unfinished(tmp_path, {"uniform": range(3), "coupled": range(3), "anchor": [7]}, spread)
-    assert report.contrasts(found).splitlines()[-1].endswith("of p: `shuffled_coupled` (0), `anchor` (1).")
-    whole = unfinished(tmp_path, {"shuffled_coupled": range(3), "anchor": range(3)}, spread)
+    assert report.contrasts(found).splitlines()[-1].endswith("of p: `shuffled_coupled`, `anchor`.")
+    more = unfinished(tmp_path, {"uniform": range(3, 6), "shuffled_coupled": (0, 1), "anchor": range(3, 6)}, spread)
+    assert more.arms == list(ARMS)
+    assert report.contrasts(more).splitlines()[-1].endswith("correction of p: `anchor` against `shuffled_coupled`.")
+    whole = unfinished(tmp_path, {"anchor": range(3)}, spread)
     assert "Not compared yet" not in report.contrasts(whole)
 
 
@@ -457,9 +479,18 @@ def test_what_cannot_be_compared_yet_is_one_line(tmp_path, rows, message, monkey
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_figures_are_drawn_small(planted):
-    report.draw_curves(planted, planted.folder / "curves.png")
-    report.draw_forest(planted, planted.folder / "forest.png")
+def test_the_lowest_panel_of_each_column_has_its_iterations(tmp_path):
+    arms = [f"arm_{i}" for i in range(7)]
+    ours = described(tmp_path, arms={arm: [] for arm in arms}, baseline="arm_0")
+    for arm in arms:
+        ours.add([row(arm, seed, iteration, 0.2 + seed / 10) for seed in (0, 1) for iteration in (0, 20)])
+    figure = report.draw_curves(report.Results.load(tmp_path))
+    labelled = {axis.get_title(): axis.xaxis.get_tick_params()["labelbottom"] for axis in figure.axes[:7]}
+    assert labelled == {arm: arm not in ("arm_0", "arm_1") for arm in arms}
+
+
+def test_the_figures_are_drawn_small(planted, monkeypatch):
+    reported(monkeypatch, planted.folder)
     for name in ("curves.png", "forest.png"):
         assert 5_000 < (planted.folder / name).stat().st_size < 300_000
 

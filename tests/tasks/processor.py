@@ -9,8 +9,7 @@ from contextlib import contextmanager
 def takes_less_than(seconds: float) -> Iterator[None]:
     """Inside, the processor works for less than so many seconds: what a busy machine gives to others does not count.
 
-    A bound lies at ten times or more of what reading once takes; reading text of a megabyte again from each of its
-    characters takes minutes.
+    A bound lies at ten times or more of what reading once takes, and below what reading again from each place takes.
     """
     started = time.process_time()
     yield

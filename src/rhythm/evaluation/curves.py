@@ -24,6 +24,9 @@ from rhythm.settings import CONFIG, differences, is_free
 
 # What two evaluations have in common that are compared problem by problem.
 ASKED = ("task", "problems", "samples", "seed", "temperature", "max_completion_tokens", "prompts_at_once")
+# And which settings beside the task say so of two runs.
+OF_ASKING = ("callbacks.evaluation.problems", "max_completion_tokens")
+OF_ASKING += tuple(f"policy.{name}" for name in ("chat_template", "system_prompt", "stop_strings"))
 OF_CREDIT = ("credit.", "signals.", "callbacks.attention_signals.")  # what a credit brings with it
 
 
@@ -121,14 +124,16 @@ def over_problems(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) ->
     pairs = _common(ours, theirs) or [(ours[0], theirs[0])] * (len(ours) == len(theirs) == 1)
     solved = [[run.solved.get(iteration, []) for run in arm] for arm in zip(*pairs, strict=True)]
     counts = {len(of) for arm in solved for of in arm}
-    if len(counts) != 1 or counts <= {0, 1} or asked_apart(ours, theirs):
+    other = any(key.startswith("task.") for key in asked_apart(ours, theirs))
+    if len(counts) != 1 or counts <= {0, 1} or other:
         return None
     return compare(*(np.mean(arm, 0) for arm in solved), unit="problems")
 
 
 def asked_apart(ours: Sequence[Run], theirs: Sequence[Run]) -> list[str]:
     """The settings by which two arms may have been asked other held-out problems, or in another way."""
-    return [key for key in _differing([ours, theirs]) if key.startswith(("task.", "callbacks.evaluation."))]
+    apart = differences(ours[0].settings, theirs[0].settings, importing="rhythm.")
+    return [key for key in apart if key in OF_ASKING or (key.startswith("task.") and not key.startswith("task.train"))]
 
 
 def _common(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
