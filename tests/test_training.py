@@ -26,7 +26,8 @@ from rhythm.settings import check_same_run
 from tests.test_configs import composed
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3"]
+SHORT = ["task._target_=tests.training.EasyCountdown", "max_completion_tokens=40"]  # rewards without a trace's end
+SMOKE = ["experiment=coupled", "debug=smoke", "checkpoint_every=1", "eval_every=3", *SHORT]
 SMOKE += [f"callbacks.inspection.{name}" for name in ("every=6", "fresh=0", "fixed=0", "page=false")]
 LOOKS = [f"callbacks.inspection.{name}" for name in ("fresh=1", "fixed=1", "page=true")]
 SCALARS = {
@@ -90,6 +91,7 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     assert [step for step, _ in logged["reward"]] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in logged["eval/pass@1"]] == [0, 3, 6]
     assert logged["eval/kl"][0][1] == 0
+    assert min(value for _, value in logged["grad_norm"]) > 0
     stages = sum(logged[f"time/{stage}"][0][1] for stage in ("sample", "reward", "score", "signals", "update"))
     assert 0.8 * logged["time/iteration"][0][1] < stages <= logged["time/iteration"][0][1]
     events = EventAccumulator(str(folder)).Reload()
@@ -299,7 +301,7 @@ def test_a_finished_run_is_not_resumed_without_more_iterations(finished, nursery
 
 def test_eval_measures_an_adapter_again_and_refuses_another_task(finished, nursery, tmp_path):
     folder, output = finished[0], tmp_path / "output"
-    out = nursery.run(output, "eval.py", f"ckpt_path={folder}", "problems=4")
+    out = nursery.run(output, "eval.py", f"ckpt_path={folder}", "problems=4", *SHORT)
     measured = json.loads((folder / "eval.json").read_text())
     assert measured["problems"] == 4
     assert measured["metrics"] == pytest.approx(json.loads((folder / "metrics.json").read_text())["last"]["metrics"])
@@ -317,7 +319,7 @@ def test_the_doctor_looks_at_a_run_says_what_it_found_and_leaves_nothing(nursery
 
 def test_a_multirun_trains_every_combination_in_its_own_folder(nursery, tmp_path):
     arguments = ["-m", "experiment=uniform,anchor", "debug=smoke", "seed=1,2", "iterations=1", "logger=csv"]
-    arguments += ["~callbacks.inspection"]
+    arguments += ["~callbacks.inspection", *SHORT]
     arguments += [f"output_dir={tmp_path}/${{hydra:job.num}}", f"hydra.sweep.dir={tmp_path}/sweep"]
     nursery.run(tmp_path / "output", "train.py", *arguments)
     assert len(list(tmp_path.glob("*/csv/from_iteration_1/metrics.csv"))) == 4

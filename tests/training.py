@@ -38,6 +38,9 @@ class EasyCountdown(Countdown):
     def reward(self, problem, completion):
         return float(len(completion) % 2)
 
+    def known_answers(self):
+        return [({}, "odd", 1.0), ({}, "even", 0.0)]
+
 
 class HopelessCountdown(Countdown):
     def reward(self, problem, completion):

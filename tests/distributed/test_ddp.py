@@ -122,6 +122,7 @@ def test_a_checkpoint_that_the_first_process_cannot_write_ends_both(together):
 
 
 SHORT = ["debug=smoke", "policy.fold=false", "eval_every=30", "inspect_every=30", "callbacks.evaluation.problems=2"]
+SHORT += ["task._target_=tests.training.EasyCountdown", "max_completion_tokens=40"]  # rewards without a trace's end
 
 
 def train(trainer, *overrides):
