@@ -52,7 +52,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], importing: str = ""
 
     Args:
         importing: where both configs are mere data, what the names of objects begin with that may be imported. What it
-            means to leave out a key of another is not known, and differs from any value.
+            means to leave out a key of another, or of one that is gone, is not known, and differs from any value.
     """
     left_out = {key: unsaid(key, before, now, importing) for key in before.keys() ^ now.keys()}
     then, today = left_out | before, left_out | now
@@ -68,7 +68,12 @@ def unsaid(key: str, before: dict[str, Any], now: dict[str, Any], importing: str
         return None
     if not str(target).startswith(importing):
         return object()
-    found = parameter(target, name)
+    try:
+        found = parameter(target, name)
+    except ImportError:
+        if not importing:
+            raise
+        return object()  # of a version that had it
     default = None if found is None or found.default is found.empty else found.default
     return list(default) if isinstance(default, tuple) else default
 

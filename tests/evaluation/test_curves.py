@@ -102,6 +102,12 @@ def test_what_is_left_out_of_an_object_that_is_not_ours_is_not_known(a_run):
     assert list(found) == ["mine", "mine credit.strength=null"]
 
 
+def test_nor_of_one_of_ours_that_is_gone(a_run):
+    gone = {"_target_": "rhythm.credit.GoneCredit"}
+    found = load(a_run("a", credit=gone), a_run("b", seed=1, credit=gone | {"strength": None}))
+    assert list(found) == ["gone", "gone credit.strength=null"]
+
+
 def test_runs_measured_on_other_problems_are_other_arms(a_run):
     measured = [{"evaluation": {"problems": problems, "prompts_at_once": 64}} for problems in (128, 256)]
     found = load(*(a_run(f"a{i}", seed=i, callbacks=callbacks) for i, callbacks in enumerate(measured)))
