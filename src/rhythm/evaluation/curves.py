@@ -119,7 +119,8 @@ def over_seeds(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Co
 def over_problems(ours: Sequence[Run], theirs: Sequence[Run], iteration: int) -> Comparison | None:
     """Two arms that ended at an iteration on the same held-out problems, in pairs of those; None where they did not.
 
-    A problem counts by its mean over the seeds that both arms have, or over one run of each.
+    A problem counts by its mean over the seeds that both arms have, or over one run of each: seeds are strata, all of
+    which every draw of problems holds alike.
     """
     pairs = _common(ours, theirs) or [(ours[0], theirs[0])] * (len(ours) == len(theirs) == 1)
     solved = [[run.solved.get(iteration, []) for run in arm] for arm in zip(*pairs, strict=True)]
