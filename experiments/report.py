@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from pandas.api.types import is_numeric_dtype
 
 from rhythm.evaluation.comparison import (
     Comparison,
@@ -35,18 +34,11 @@ from rhythm.evaluation.comparison import (
     smallest_difference,
 )
 from rhythm.evaluation.metrics import student_interval
+from rhythm.evaluation.studies import Contrast, Study
 from rhythm.inspection.drawing import BLUE, ORANGE
 
 INK = "#444444"
-NUMBERS = {
-    "seed",
-    "iteration",
-    "pass@1",
-    "well_formed",
-    "grad_norm",
-    "credit_entropy_weighted",
-}  # columns that it reads
-Contrast = tuple[str, str]  # ours, theirs
+NEEDED = ("pass@1", "well_formed", "grad_norm", "credit_entropy_weighted")  # columns
 
 
 @dataclass(frozen=True)
@@ -72,41 +64,29 @@ class Results:
         Raises:
             ValueError: there is nothing to compare.
         """
-        described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        if not (isinstance(described, dict) and isinstance(described.get("arms"), dict)):
-            raise ValueError(f"{folder / 'study.yaml'} names no arms, each with its overrides")
-        if "baseline" not in described:
+        study = Study.load(folder)
+        if study.baseline is None:
             raise ValueError(f"{folder / 'study.yaml'} names no baseline: add the arm that others are compared with")
-        pairs = {kind: [tuple(pair) for pair in described.get(kind, [])] for kind in ("primary", "secondary")}
-        named = {"--arms": only or [], "baseline": [described["baseline"]]}
-        named |= {kind: [arm for pair in of for arm in pair] for kind, of in pairs.items()}
-        for where, those in named.items():
-            if unknown := sorted(set(those) - set(described["arms"])):
-                raise ValueError(f"{where} {' '.join(unknown)}: {folder / 'study.yaml'} has no such arm")
-        rows = _rows(folder, at, seeds, outcome)
-        if unknown := sorted(set(rows.credit) - set(described["arms"])):
-            raise ValueError(
-                f"{folder / 'results.csv'} has rows of {', '.join(unknown)}, which study.yaml does not name"
-            )
+        study.check("--arms", only or [])
+        rows = _rows(study, at, seeds, outcome)
         of_arm = {arm: set(mine.seed) for arm, mine in rows.groupby("credit")}
-        baseline = described["baseline"]
-        common = of_arm.get(baseline, set())
-        arms = [arm for arm in described["arms"] if len(of_arm.get(arm, set()) & common) >= 2]
+        common = of_arm.get(study.baseline, set())
+        arms = [arm for arm in study.arms if len(of_arm.get(arm, set()) & common) >= 2]
         if len(arms) < 2:
-            raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {baseline} yet")
+            raise ValueError(f"{folder / 'results.csv'}: no arm has two seeds in common with {study.baseline} yet")
         if early := [arm for arm in only or [] if arm not in arms]:
-            raise ValueError(f"--arms {' '.join(early)}: fewer than two seeds in common with {baseline} yet")
+            raise ValueError(f"--arms {' '.join(early)}: fewer than two seeds in common with {study.baseline} yet")
         primary, secondary = (
             [pair for pair in of if set(pair) <= set(arms) and len(set.intersection(*map(of_arm.get, pair))) >= 2]
-            for of in pairs.values()
+            for of in (study.primary, study.secondary)
         )
-        waiting = [f"`{arm}`" for arm in described["arms"] if arm not in arms]
+        waiting = [f"`{arm}`" for arm in study.arms if arm not in arms]
         waiting += [
             f"`{ours}` against `{theirs}`"
-            for ours, theirs in pairs["primary"] + pairs["secondary"]
+            for ours, theirs in study.primary + study.secondary
             if {ours, theirs} <= set(arms) and (ours, theirs) not in primary + secondary
         ]
-        return cls(folder, arms, only or arms, waiting, baseline, primary, secondary, rows, outcome)
+        return cls(folder, arms, only or arms, waiting, study.baseline, primary, secondary, rows, outcome)
 
     def of(self, arm: str) -> pd.DataFrame:
         return self.rows[self.rows.credit == arm]
@@ -152,26 +132,19 @@ class Results:
         return "unknown" if np.isnan(found) else f"{found:.1f}"
 
 
-def _rows(folder: Path, at: int | None, seeds: list[int] | None, outcome: str) -> pd.DataFrame:
+def _rows(study: Study, at: int | None, seeds: list[int] | None, outcome: str) -> pd.DataFrame:
     """results.csv up to an iteration. ValueError where it has no such rows, or runs of different lengths."""
-    path = folder / "results.csv"
-    try:
-        rows = pd.read_csv(path, dtype={"credit": str})  # an arm may be called 1e-3
-    except pd.errors.EmptyDataError:
-        rows = pd.DataFrame()
+    path, rows = study.results, pd.DataFrame(study.rows())
     if rows.empty:
-        raise ValueError(f"{path} has no rows yet: python experiments/study.py {folder}")
-    if missing := ({"credit"} | NUMBERS) - set(rows.columns):
+        raise ValueError(f"{path} has no rows yet: python experiments/study.py {study.folder}")
+    if missing := set(NEEDED) - set(rows.columns):
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: study.py writes them")
+    for column in rows.columns.drop("credit"):  # an arm may be called 1e-3
+        try:
+            rows[column] = pd.to_numeric(rows[column].replace("", None))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not every {column} is a number") from error
     shares = [column for column in rows if column == "well_formed" or column.startswith("pass@")]
-    places = rows[["credit", "seed", "iteration"]].isna().any(axis=1)
-    if places.any():
-        raise ValueError(f"{path}, line {places.argmax() + 2} lacks its credit, seed or iteration")
-    if words := [column for column in sorted({*NUMBERS, *shares}) if not is_numeric_dtype(rows[column])]:
-        raise ValueError(f"{path}: not every {words[0]} is a number")
-    if len(twice := rows[rows.duplicated(["credit", "seed", "iteration"])]):
-        arm, seed, iteration = twice.iloc[0][["credit", "seed", "iteration"]]
-        raise ValueError(f"{path}: {arm}, seed {seed} has two rows of iteration {iteration}")
     if outcome not in shares:
         raise ValueError(f"--outcome {outcome}: use one of {', '.join(shares)}, columns of {path}")
     if seeds is not None:

@@ -10,7 +10,6 @@ stands there once more and tells where a number differs, as some may on another 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -21,7 +20,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean
@@ -30,141 +28,15 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rhythm.cli import command_line
+from rhythm.evaluation.studies import EVALUATED, FIELDS, OF_THE_MACHINE, TRAINED, Row, Run, Study, run_of
 
 ROOT = Path(__file__).parents[1]
-EVALUATED = {  # at the iteration of the row
-    "pass@1": "eval/pass@1",
-    "pass@8": "eval/pass@8",
-    "pass@1_well_formed": "eval/pass@1_well_formed",
-    "well_formed": "eval/well_formed",
-    "length": "eval/mean_length",
-    "kl": "eval/kl",
-}
-TRAINED = {  # means over the iterations since the row before
-    "reward": "reward",
-    "entropy": "entropy",
-    "grad_norm": "grad_norm",
-    "credit_mean": "credit/mean",
-    "credit_entropy_weighted": "credit/entropy_weighted",
-    "iteration_seconds": "time/iteration",
-}
-FIELDS = ("credit", "seed", "iteration", *EVALUATED, "low", "high", "n", *TRAINED, "run_seconds", "peak_mb")
-OF_THE_MACHINE = ("iteration_seconds", "run_seconds", "peak_mb")  # what the same run measures differently again
-Row = dict[str, str]
-Run = tuple[str, int]  # arm and seed
 
 
-@dataclass(frozen=True)
-class Study:
-    """What study.yaml says."""
-
-    folder: Path
-    arms: dict[str, list[str]]
-    seeds: list[int]
-    common: list[str]
-
-    @classmethod
-    def load(cls, folder: Path) -> Study:
-        """Raises RuntimeError where study.yaml names no arms or seeds, or results.csv an arm that it does not name."""
-        described = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-        arms, seeds = (described.get(key) if isinstance(described, dict) else None for key in ("arms", "seeds"))
-        if not (arms and isinstance(arms, dict) and all(isinstance(overrides, list) for overrides in arms.values())):
-            raise RuntimeError(f"{folder / 'study.yaml'}: give `arms`, each a name with a list of overrides")
-        if not (seeds and isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)):
-            raise RuntimeError(f"{folder / 'study.yaml'}: give `seeds`, a list of whole numbers")
-        study = cls(folder, arms, seeds, described.get("common", []))
-        study.check(study.rows(), study.results)
-        return study
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results.csv"
-
-    def command(self, arm: str, seed: int, output_dir: Path) -> list[str]:
-        resume = ["ckpt_path=last"] if (output_dir / "checkpoints" / "last.ckpt").exists() else []
-        own = [f"seed={seed}", f"output_dir={output_dir}", *resume]
-        return [sys.executable, str(ROOT / "train.py"), *self.common, *self.arms[arm], *own]
-
-    def rows(self) -> list[Row]:
-        return read_rows(self.results) if self.results.exists() else []
-
-    def check(self, rows: list[Row], path: Path) -> None:
-        """Raises RuntimeError where rows from a file are of an arm that there is not."""
-        if unknown := {row["credit"] for row in rows} - set(self.arms):
-            names = ", ".join(sorted(unknown))
-            raise RuntimeError(f"{path} has rows of {names}, which {self.folder / 'study.yaml'} does not name")
-
-    def merge(self, path: Path) -> tuple[int, int]:
-        """Takes in the runs of another checkout's results.csv: how many of them are new, and how many stand here.
-
-        Raises:
-            RuntimeError: one stands here with other numbers; nothing is taken in.
-        """
-        rows = read_rows(path)
-        self.check(rows, path)
-        theirs, ours = by_run(rows), by_run(self.rows())
-        for run in theirs.keys() & ours.keys():
-            if lasting(theirs[run]) != lasting(ours[run]):
-                raise RuntimeError(
-                    f"{path}: {run[0]}, seed {run[1]} has other rows than in {self.results}: remove one of the two"
-                )
-        new = theirs.keys() - ours.keys()
-        self.add([row for run in new for row in theirs[run]])
-        return len(new), len(theirs) - len(new)
-
-    def add(self, new: list[Row]) -> None:
-        """Puts rows into results.csv, by arm, seed and iteration; rows of the same run are replaced."""
-        runs = set(map(run_of, new))
-        order = list(self.arms)
-        rows = [row for row in self.rows() if run_of(row) not in runs] + new
-        rows.sort(key=lambda row: (order.index(row["credit"]), int(row["seed"]), int(row["iteration"])))
-        staged = self.results.with_suffix(".tmp")
-        with staged.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        staged.replace(self.results)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Raises RuntimeError where the file is no results.csv."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            names, rows = set(reader.fieldnames or FIELDS), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RuntimeError(f"{path} is no table: {error}") from error
-    if missing := {"credit", "seed", "iteration"} - names:
-        raise RuntimeError(f"{path} has no column {', '.join(sorted(missing))}: it is no results.csv of a study")
-    if unknown := names - set(FIELDS):
-        raise RuntimeError(f"{path} has columns that study.py does not write: {', '.join(sorted(unknown))}")
-    seen = set()
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise RuntimeError(f"{path}, line {number} has too few or too many cells")
-        if not (row["seed"].isdecimal() and row["iteration"].isdecimal()):
-            raise RuntimeError(f"{path}, line {number}: its seed or iteration is no whole number")
-        if (place := (*run_of(row), int(row["iteration"]))) in seen:
-            raise RuntimeError(f"{path}, line {number}: there is a row of this arm, seed and iteration before")
-        seen.add(place)
-    return rows
-
-
-def run_of(row: Row) -> Run:
-    return row["credit"], int(row["seed"])
-
-
-def by_run(rows: list[Row]) -> dict[Run, list[Row]]:
-    found: dict[Run, list[Row]] = {}
-    for row in rows:
-        found.setdefault(run_of(row), []).append(row)
-    return found
-
-
-def lasting(rows: list[Row]) -> list[Row]:
-    """What the same run measures again, in the order of its iterations."""
-    ordered = sorted(rows, key=lambda row: int(row["iteration"]))
-    return [{name: row.get(name, "") for name in FIELDS if name not in OF_THE_MACHINE} for row in ordered]
+def command_of(study: Study, arm: str, seed: int, output_dir: Path) -> list[str]:
+    resume = ["ckpt_path=last"] if (output_dir / "checkpoints" / "last.ckpt").exists() else []
+    own = [f"seed={seed}", f"output_dir={output_dir}", *resume]
+    return [sys.executable, str(ROOT / "train.py"), *study.common, *study.arms[arm], *own]
 
 
 def run_once(
@@ -174,7 +46,7 @@ def run_once(
 
     The process is put among the children while it runs, so that the caller can stop it.
     """
-    command, constant = study.command(arm, seed, output_dir), {"credit": arm, "seed": str(seed)}
+    command, constant = command_of(study, arm, seed, output_dir), {"credit": arm, "seed": str(seed)}
     if (output_dir / "metrics.json").exists():
         check_finished(output_dir, command)
         return measured(output_dir, constant)
@@ -329,7 +201,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args, parser)
-    except (OSError, RuntimeError, yaml.YAMLError) as error:
+    except (OSError, RuntimeError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 

@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from experiments.study import Study
+from rhythm.evaluation.studies import Study
 from tests.credit.test_contract import assert_other_rows_do_not_matter, assert_padding_does_not_matter, batch
 
 ROOT = Path(__file__).parents[1]
