@@ -100,7 +100,7 @@ def compare_runs(folders: Sequence[Path], metric: str, output: Path) -> None:
         bounds = brackets(improvement_interval(*both), ".2f", unknown="")
         print(f"P({name} > {first}): {chance:.2f} {bounds}".rstrip())
     if any(problems.values()):
-        print("these runs on other problems, which says nothing of other runs of the same arms:")
+        print("over problems, which tells of these runs, not of other runs of the same arms:")
         tell({f"{name} − {first}": each for name, each in problems.items() if each})
     for name in others:
         if apart := asked_apart(found[name], found[first]):

@@ -200,12 +200,12 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run these once more and compare with results.csv")
     args = parser.parse_args()
     try:
-        run(args, parser)
+        run(args)
     except (OSError, RuntimeError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def run(args: argparse.Namespace) -> None:
     study = Study.load(args.study)
     for path in args.merge:
         new, known = study.merge(path)
@@ -213,8 +213,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.merge:
         return
     arms = args.arms or list(study.arms)
-    if unknown := set(arms) - set(study.arms):
-        parser.error(f"no arm {', '.join(sorted(unknown))}; there is {', '.join(study.arms)}")
+    study.check("--arms", arms)
     runs = [(arm, seed) for seed, arm in product(args.seeds or study.seeds, arms)]  # seed by seed: stopped early,
     # every arm still has the same seeds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

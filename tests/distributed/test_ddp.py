@@ -184,7 +184,7 @@ def test_a_run_of_two_processes_stops_on_a_signal_and_goes_on(trainer, gone_on):
 def test_runs_with_and_without_shards_have_the_same_curves(gone_on):
     plain, shards = (scalars(gone_on(trainer)[0]) for trainer in ("ddp", "fsdp"))
     assert {"reward", "loss", "signals/fai", "eval/pass@1"} <= plain.keys() == shards.keys()
-    assert plain["grad_norm"][0].value > 0.01
+    assert max(event.value for event in plain["grad_norm"]) > 0.01
     for tag, events in plain.items():
         values = {event.step: event.value for event in shards[tag]}
         for event in events:

@@ -231,7 +231,7 @@ def test_pairs_of_problems_are_told_as_those_of_these_runs(a_run, tmp_path, monk
     runs = [a_run("a", correct=[4, 2, 0, 4]), a_run("b", credit="Uniform", correct=[2, 2, 0, 0])]
     call(monkeypatch, *runs, "--output", tmp_path / "out")
     heading, line = capsys.readouterr().out.splitlines()[-3:-1]
-    assert heading == "these runs on other problems, which says nothing of other runs of the same arms:"
+    assert heading == "over problems, which tells of these runs, not of other runs of the same arms:"
     assert line.startswith("uniform − anchor: -0.1875 [")
     assert line.endswith("4 problems: not distinguishable")
 
